@@ -1,0 +1,76 @@
+"""The command line: one file a group of commands. Rule: it prints and asks, and decides nothing."""
+
+import sys
+from importlib import import_module
+from pathlib import Path
+from typing import ClassVar
+
+import click
+
+from .. import __version__
+from ..errors import FAILURE, LogknockError
+
+
+def fail(error: LogknockError) -> int:
+    """Print the error as one line and its hint, and return its exit code."""
+    click.echo(f"logknock: {error.message}", err=True)
+    if error.hint:
+        click.echo(f"hint: {error.hint}", err=True)
+    return error.exit_code
+
+
+config_option = click.option(
+    "-c",
+    "--config",
+    "config_path",
+    type=click.Path(path_type=Path),
+    default=Path("/etc/logknock/logknock.toml"),
+    envvar="LOGKNOCK_CONFIG",
+    show_default=True,
+    show_envvar=True,
+    metavar="FILE",
+    help="The configuration; FILE's neighbour conf.d/*.toml is read after it.",
+)
+
+
+class _Commands(click.Group):
+    """Imports a command's file when it is asked for: a knock does not wait for libnftables to load."""
+
+    files: ClassVar = {"check": "check", "demo": "demo", "knock": "knock", "rules": "rules", "run": "run"}
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.files)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in self.files:
+            return None
+        command = getattr(import_module(f"{__name__}.{self.files[cmd_name]}"), cmd_name)
+        assert isinstance(command, click.Command)
+        return command
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: logknock knock host.example 7000/tcp 8000/tcp 9000/udp",
+)
+@click.version_option(__version__, "-V", "--version", message="logknock %(version)s")
+def cli() -> None:
+    """Port knocking from the firewall's log: a knock opens a door, and the kernel closes it."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0, or the code of DESIGN's list that fits (see errors.py)."""
+    try:
+        code = cli(standalone_mode=False)
+    except LogknockError as error:
+        code = fail(error)
+    except click.exceptions.Abort:
+        code = FAILURE
+    except click.ClickException as error:
+        error.show()
+        code = error.exit_code
+    except BrokenPipeError:  # `logknock … | head`
+        sys.stderr.close()
+        code = FAILURE
+    sys.exit(code if isinstance(code, int) else 0)

@@ -1,0 +1,29 @@
+"""What a person is told when something cannot be done: one line, a hint, an exit code.
+
+Every error that may reach the command line is one of these; anything else that gets there is a bug.
+"""
+
+# sysexits.h, so that scripts can tell the cases apart.
+FAILURE = 1
+USAGE = 2
+UNAVAILABLE = 69
+NO_PERMISSION = 77
+BAD_CONFIG = 78
+
+
+class LogknockError(Exception):
+    """Something that the operator has to know: what is wrong, what to do next, the process's exit code."""
+
+    def __init__(self, message: str, hint: str = "", exit_code: int = FAILURE) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+        self.exit_code = exit_code
+
+
+class FirewallError(LogknockError):
+    """The kernel's packet filter, or libnftables, refused something; the message holds its own words."""
+
+
+class SourceError(LogknockError):
+    """A log source cannot be opened or read."""

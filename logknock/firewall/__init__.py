@@ -1,0 +1,1 @@
+"""The kernel's packet filter: the rules (ruleset) and the doors in them (sets)."""

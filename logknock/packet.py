@@ -1,0 +1,113 @@
+"""What one logged packet says: who sent what to which service, and when.
+
+Rule 1: pure; bytes come in, a Packet or None goes out. Rule 2: every byte may have been chosen by an attacker:
+what is short, fragmented, of another protocol or malformed is "no packet", never an exception.
+"""
+
+import ipaddress
+from typing import NamedTuple
+
+TCP = 6
+UDP = 17
+PROTOCOLS = {"tcp": TCP, "udp": UDP}
+PROTOCOL_NAMES = {number: name for name, number in PROTOCOLS.items()}
+
+FIN, SYN, RST, PSH, ACK, URG = 0x01, 0x02, 0x04, 0x08, 0x10, 0x20
+
+# How much of a transport header is needed: TCP up to and with its flags (RFC 9293, 3.1), all of UDP's (RFC 768).
+TCP_NEEDS = 14
+UDP_NEEDS = 8
+TCP_HEADER = 20
+
+# IPv6 extension headers that may stand before TCP or UDP: hop-by-hop, routing, destination, mobility, HIP, shim6
+# (RFC 8200, RFC 7045). A fragment header (44) and ESP (50) are left out on purpose: behind them are no ports to trust.
+_EXTENSIONS = frozenset({0, 43, 60, 135, 139, 140})
+_AUTHENTICATION = 51  # its length counts 4-byte words (RFC 4302), the others' 8-byte words
+MAX_EXTENSIONS = 8  # a real packet has one or two; the bound keeps a crafted chain from costing more
+
+
+class Packet(NamedTuple):
+    """One packet that the firewall logged.
+
+    time: seconds since the epoch, wall clock, when the packet came in.
+    src, dst: addresses in network order, 4 bytes (IPv4) or 16 (IPv6): one form for one address.
+    proto: IP protocol number, TCP or UDP. sport, dport: 0-65535. flags: TCP flags, 0 for UDP.
+    """
+
+    time: float
+    src: bytes
+    dst: bytes
+    proto: int
+    sport: int
+    dport: int
+    flags: int
+
+
+def address_text(address: bytes) -> str:
+    """The usual text of an address of 4 or 16 bytes (RFC 5952 for IPv6)."""
+    return str(ipaddress.ip_address(address))
+
+
+def from_ip(data: bytes, time: float) -> Packet | None:
+    """The packet that begins with the IP header at the start of `data`, which may be cut short behind the ports.
+
+    Sources: RFC 791 (IPv4), RFC 8200 (IPv6). Fragments are no packet, the first one included: the kernel
+    reassembles before the rules that log for us see anything, so one that arrives here was not meant honestly.
+    """
+    if not data:
+        return None
+    version = data[0] >> 4
+    if version == 4:
+        return _from_ipv4(data, time)
+    if version == 6:
+        return _from_ipv6(data, time)
+    return None
+
+
+def _from_ipv4(data: bytes, time: float) -> Packet | None:
+    if len(data) < 20:
+        return None
+    at = (data[0] & 0x0F) * 4
+    total = int.from_bytes(data[2:4], "big")
+    fragment = int.from_bytes(data[6:8], "big") & 0x3FFF  # more-fragments and the offset
+    if at < 20 or fragment:
+        return None
+    return _from_transport(data, at, total - at, data[9], data[12:16], data[16:20], time)
+
+
+def _from_ipv6(data: bytes, time: float) -> Packet | None:
+    if len(data) < 40:
+        return None
+    at, proto = 40, data[6]
+    end = 40 + int.from_bytes(data[4:6], "big")
+    for _ in range(MAX_EXTENSIONS + 1):
+        if proto in PROTOCOL_NAMES:
+            return _from_transport(data, at, end - at, proto, data[8:24], data[24:40], time)
+        if len(data) < at + 8:
+            return None
+        if proto in _EXTENSIONS:
+            proto, at = data[at], at + 8 * (data[at + 1] + 1)
+        elif proto == _AUTHENTICATION:
+            proto, at = data[at], at + 4 * (data[at + 1] + 2)
+        else:
+            return None
+    return None
+
+
+def _from_transport(
+    data: bytes, at: int, length: int, proto: int, src: bytes, dst: bytes, time: float
+) -> Packet | None:
+    """`length` is what the IP header promises from `at` on: more than was captured, never less than the header."""
+    if proto == TCP:
+        if length < TCP_HEADER or len(data) < at + TCP_NEEDS:
+            return None
+        flags = data[at + 13]
+    elif proto == UDP:
+        if length < UDP_NEEDS or len(data) < at + UDP_NEEDS:
+            return None
+        flags = 0
+    else:
+        return None
+    sport = int.from_bytes(data[at : at + 2], "big")
+    dport = int.from_bytes(data[at + 2 : at + 4], "big")
+    return Packet(time, bytes(src), bytes(dst), proto, sport, dport, flags)

@@ -1,0 +1,1 @@
+"""Log sources: each turns one kind of log into Packets. Siblings know nothing of each other."""

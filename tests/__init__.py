@@ -1,0 +1,1 @@
+"""What logknock promises, as tests."""

@@ -1,0 +1,1 @@
+"""The whole program, for real, in network namespaces."""
