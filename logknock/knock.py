@@ -187,7 +187,7 @@ class Step:
 
 
 class Attempt(NamedTuple):
-    """A knocker's progress: the step reached, the first and the last knock's time, the knocks accepted (`_flow` each)."""
+    """Progress: the step reached, the times of the first and the last knock, the knocks accepted (a `_flow` each)."""
 
     step: Step
     first: float

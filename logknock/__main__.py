@@ -1,0 +1,5 @@
+"""`python -m logknock` is the logknock command."""
+
+from .cli import main
+
+main()

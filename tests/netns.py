@@ -1,0 +1,84 @@
+"""Hosts for tests: network namespaces, joined by veth pairs, that are gone when the test is.
+
+Nothing here touches the namespace that the tests run in but for the names under /run/netns.
+"""
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+_serial = itertools.count()
+
+
+@dataclass(frozen=True, slots=True)
+class Host:
+    """A network namespace with one link; its addresses are documented beside `pair`."""
+
+    name: str
+    ipv4: str
+    ipv6: str
+
+    def argv(self, command: Sequence[str]) -> list[str]:
+        """The command as it is started inside the host."""
+        return ["ip", "netns", "exec", self.name, *command]
+
+    def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run to the end (a minute at most) and give back what it printed; check=False for an expected failure."""
+        options.setdefault("timeout", 60)
+        done = subprocess.run(self.argv(command), capture_output=True, text=True, check=False, **options)
+        if check and done.returncode:
+            raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")
+        return done
+
+    def start(self, *command: str, **options: Any) -> subprocess.Popen[str]:
+        """Start in the background; whoever starts it ends it."""
+        return subprocess.Popen(self.argv(command), text=True, **options)
+
+    def python(self, code: str, *args: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        """Run Python code inside the host, with the interpreter and the packages of the tests."""
+        return self.run(sys.executable, "-c", code, *args, check=check)
+
+    def logknock(self, *args: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run the logknock command of this tree inside the host."""
+        return self.run(sys.executable, "-m", "logknock", *args, check=check, **options)
+
+    def nft(self, script: str) -> str:
+        """Run nft with the script on its standard input."""
+        return self.run("nft", "-f", "-", input=script).stdout
+
+
+def _ip(*args: str) -> None:
+    subprocess.run(["ip", *args], check=True, capture_output=True)
+
+
+@contextmanager
+def pair() -> Iterator[tuple[Host, Host]]:
+    """A gateway (10.99.0.1, fd99::1) and a client (10.99.0.2, fd99::2), each with one link (`eth0`) to the other.
+
+    The gateway routes 198.51.100.0/24, 203.0.113.0/24 and fd98::/32 to the client, for spoofed sources.
+    """
+    tag = f"lk{os.getpid()}-{next(_serial)}"
+    gateway = Host(f"{tag}g", "10.99.0.1", "fd99::1")
+    client = Host(f"{tag}c", "10.99.0.2", "fd99::2")
+    try:
+        for host in (gateway, client):
+            _ip("netns", "add", host.name)
+        _ip("link", "add", "eth0", "netns", gateway.name, "type", "veth", "peer", "name", "eth0", "netns", client.name)
+        for host in (gateway, client):
+            # No duplicate address detection: the address is usable at once.
+            _ip("-n", host.name, "addr", "add", f"{host.ipv4}/24", "dev", "eth0")
+            _ip("-n", host.name, "addr", "add", f"{host.ipv6}/64", "dev", "eth0", "nodad")
+            _ip("-n", host.name, "link", "set", "lo", "up")
+            _ip("-n", host.name, "link", "set", "eth0", "up")
+        for net in ("198.51.100.0/24", "203.0.113.0/24"):
+            _ip("-n", gateway.name, "route", "add", net, "via", client.ipv4)
+        _ip("-n", gateway.name, "-6", "route", "add", "fd98::/32", "via", client.ipv6)
+        yield gateway, client
+    finally:
+        for host in (gateway, client):
+            subprocess.run(["ip", "netns", "del", host.name], check=False, capture_output=True)
