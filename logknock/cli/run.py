@@ -1,0 +1,23 @@
+"""`logknock run`: the daemon in the foreground."""
+
+from pathlib import Path
+
+import click
+
+from ..daemon import Daemon
+from ..report import Reporter, choose_log
+from . import config_option
+
+
+@click.command(
+    epilog="Example: logknock rules apply && logknock run\n\n"
+    "Signals: SIGHUP reloads the configuration, SIGUSR1 logs the counters, SIGTERM and SIGINT end it."
+)
+@config_option
+def run(config_path: Path) -> None:
+    """Read the firewall's log, recognise knocks and open doors, in the foreground.
+
+    One line an event goes to standard error, or with its fields to the journal under systemd. Open doors
+    close on time even if this ends: the kernel does it.
+    """
+    Daemon(config_path, Reporter(choose_log())).run()

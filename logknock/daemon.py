@@ -1,0 +1,269 @@
+"""The running program: packets in, grants out, until a signal ends it.
+
+Rule 1: one thread, one loop; a step takes a few milliseconds at most, so what is much is done in parts. Rule 2: this
+file joins the parts and decides nothing: who gets in is decided in `knock`, what is open is kept in `firewall.sets`.
+Rule 3: trouble with the kernel is told, counted and outlived; ending it is up to the administrator.
+"""
+
+import asyncio
+import gc
+import os
+import signal
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from . import __version__, report
+from .config import Config, ConfigError, load
+from .errors import FirewallError, LogknockError
+from .firewall.sets import GUARDED, WATCHED, Sets
+from .knock import Event, Granted, Matcher, Revoked, Service
+from .packet import Packet
+from .report import Level, Reporter, notice
+from .sources.nflog import Nflog
+
+_TICK = 1.0  # seconds between looks at what may have changed without a packet
+
+# The garbage collector walks over every attempt, 20 ms for a full crowd: it runs when there are fewer than that, once
+# a minute. Attempts and grants hold no cycles; reloads leave a few.
+_COLLECT_BELOW = 1_024
+_COLLECT_EVERY = 60
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start."""
+
+    opened: int = 0
+    closed: int = 0
+    refused: int = 0
+    stale: int = 0
+    firewall_errors: int = 0
+
+
+class Daemon:
+    """Everything that lives as long as the process. Raises LogknockError if it cannot start."""
+
+    def __init__(self, config_path: Path, reporter: Reporter) -> None:
+        self._path = config_path
+        self._reporter = reporter
+        self._counters = Counters()
+        self._config = load(config_path)
+        self._doors = {door.name: door for door in self._config.doors}
+        self._sets = Sets()
+        self._sets.use(self._config.doors)
+        self._matcher = Matcher(self._config.doors)
+        self._source = Nflog(self._config.group, self._matcher.heeds)
+        self._trouble = ""  # what the firewall refused last, until it works again
+        self._told_lost = 0
+        self._ticks = 0
+
+    def run(self) -> None:
+        """Serve until SIGTERM or SIGINT."""
+        gc.collect()
+        gc.freeze()
+        gc.disable()
+        asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        loop = asyncio.get_running_loop()
+        stopped = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, stopped.set)
+        loop.add_signal_handler(signal.SIGHUP, self._reload)
+        loop.add_signal_handler(signal.SIGUSR1, self._tell_counters)
+        loop.add_reader(self._source.fileno(), self._on_readable)
+        loop.call_later(_TICK, self._tick)
+        self._tell_ready()
+        await stopped.wait()
+        _notify("STOPPING=1")
+        loop.remove_reader(self._source.fileno())
+        self._source.close()
+        self._sets.disconnect()
+        self._tell_counters()
+        self._tell("stopped; open doors close on time by themselves")
+
+    def _on_readable(self) -> None:
+        now = time.time()
+        try:
+            packets = self._source.read(now)
+        except OSError as error:
+            self._tell(f"NFLOG group {self._source.group} cannot be read: {error.strerror}", Level.ERROR)
+            return
+        for packet in packets:
+            self._receive(packet, now)
+
+    def _receive(self, packet: Packet, now: float) -> None:
+        """Act first, tell afterwards: a door does not wait for the log."""
+        if packet.time <= now - self._config.longest_seq_timeout:
+            self._counters.stale += 1  # it waited too long somewhere to mean anything now (T29)
+            return
+        events = self._matcher.receive(packet)
+        extra = [line for event in events for line in self._act(event, now)]
+        for event in events:
+            self._reporter.event(event)
+        for line in extra:
+            self._reporter.write(line)
+
+    def _act(self, event: Event, now: float) -> list[report.Line]:
+        """Open and close as the matcher says; what there is to tell beyond the event itself."""
+        try:
+            if isinstance(event, Granted):
+                return self._open(event, now)
+            if isinstance(event, Revoked):
+                ended = self._sets.close(event.door, event.packet.src, now)
+                self._counters.closed += ended is not None
+                return [report.revoked(ended, event.by)] if ended else []
+        except FirewallError as error:
+            self._counters.firewall_errors += 1
+            self._in_trouble(error)
+        return []
+
+    def _open(self, event: Granted, now: float) -> list[report.Line]:
+        grant = event.grant
+        reason = self._sets.refused(grant.src)
+        if reason is not None:
+            self._counters.refused += 1
+            return [report.refused(grant, reason)]
+        self._sets.open(self._doors[grant.door], grant, now)
+        self._counters.opened += 1
+        return []
+
+    def _tick(self) -> None:
+        asyncio.get_running_loop().call_later(_TICK, self._tick)
+        now = time.time()
+        for grant in self._sets.expire(now):
+            self._counters.closed += 1
+            self._reporter.write(report.closed(grant))
+        for event in self._matcher.expire(now):
+            self._reporter.event(event)
+        self._watch_firewall(now)
+        self._source.settle()
+        self._tell_losses()
+        self._reporter.settle()
+        self._ticks += 1
+        if self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW:
+            gc.collect()
+
+    def _watch_firewall(self, now: float) -> None:
+        """When somebody has changed the ruleset, or it was missing: see whether our sets are there, and fill them."""
+        try:
+            if not self._sets.changed() and not self._trouble:
+                return
+            self._sets.use(self._config.doors)
+        except FirewallError as error:
+            self._in_trouble(error)
+            return
+        self._restore(now)
+
+    def _restore(self, now: float, restored: int = 0) -> None:
+        try:
+            some = self._sets.reconcile(now)
+        except FirewallError as error:
+            self._in_trouble(error)
+            return
+        if some:
+            asyncio.get_running_loop().call_soon(self._restore, now, restored + some)
+        elif self._trouble:
+            self._trouble = ""
+            self._tell(f"the firewall has our sets again; {restored} grants put back")
+
+    def _in_trouble(self, error: FirewallError) -> None:
+        """Say it once, not once a second; it is over when the sets hold what they should."""
+        if error.message != self._trouble:
+            self._trouble = error.message
+            hint = f" (hint: {error.hint})" if error.hint else ""
+            self._tell(f"{error.message}{hint}", Level.ERROR)
+
+    def _reload(self) -> None:
+        """Go on with the configuration as it is now, or, if it is bad in any way, with the old one (T36)."""
+        _notify("RELOADING=1")
+        try:
+            config = load(self._path)
+            source = self._source
+            if config.group != source.group:
+                source = Nflog(config.group, self._matcher.heeds)
+            try:
+                self._sets.use(config.doors)
+            except FirewallError:
+                if source is not self._source:
+                    source.close()
+                raise
+        except LogknockError as error:
+            for text in error.report():
+                self._tell(text.removeprefix("logknock: "), Level.ERROR)
+            self._tell("not reloaded: the configuration from before stays in force", Level.ERROR)
+        else:
+            self._adopt(config, source)
+        _notify("READY=1")
+
+    def _adopt(self, config: Config, source: Nflog) -> None:
+        if source is not self._source:
+            loop = asyncio.get_running_loop()
+            loop.remove_reader(self._source.fileno())
+            self._source.close()
+            loop.add_reader(source.fileno(), self._on_readable)
+            self._source = source
+            self._told_lost = 0
+        self._config = config
+        self._doors = {door.name: door for door in config.doors}
+        self._matcher.set_doors(config.doors)
+        self._tell(f"reloaded: {self._summary()}")
+        self._warn()
+
+    def _tell_ready(self) -> None:
+        self._tell(f"logknock {__version__} ready: {self._summary()}")
+        self._warn()
+        _notify("READY=1")
+
+    def _summary(self) -> str:
+        return f"NFLOG group {self._config.group}, doors: {', '.join(self._doors)}"
+
+    def _warn(self) -> None:
+        """What is legal and unwise in the configuration, and where the loaded rules do not fit it."""
+        for problem in self._config.warnings:
+            self._tell(str(problem), Level.WARNING)
+        if not self._config.guarded:
+            return  # the rules are the administrator's own
+        for name, wanted in ((WATCHED, self._config.knocked), (GUARDED, self._config.guarded)):
+            try:
+                missing = wanted - self._sets.services(name)
+            except FirewallError as error:
+                self._in_trouble(error)
+                return
+            if missing:
+                services = _some(missing)
+                hint = "the configuration is newer than the rules: `logknock rules apply`"
+                self._tell(f"set {name} lacks {services} (hint: {hint})", Level.WARNING)
+
+    def _tell_losses(self) -> None:
+        lost = self._source.lost
+        if lost != self._told_lost:
+            text = f"{lost - self._told_lost} records lost on the way from the kernel ({lost} in all)"
+            self._tell(text, Level.WARNING, LOST=str(lost))
+            self._told_lost = lost
+
+    def _tell_counters(self) -> None:
+        source, counted = self._source, self._counters
+        self._tell(
+            f"{source.records} records, {source.lost} lost ({source.overruns} overruns), {source.ignored} no packet, "
+            f"{counted.stale} too old; {self._matcher.knockers} knockers under way; {len(self._sets.grants)} doors open, "
+            f"{counted.opened} opened, {counted.closed} closed, {counted.refused} refused; "
+            f"{counted.firewall_errors} firewall errors"
+        )
+
+    def _tell(self, text: str, level: Level = Level.NOTICE, **fields: str) -> None:
+        self._reporter.write(notice(text, level, **fields))
+
+
+def _some(services: frozenset[Service] | set[Service]) -> str:
+    shown = [str(service) for service in sorted(services)[:5]]
+    return ", ".join(shown) + (f" and {len(services) - len(shown)} more" if len(services) > len(shown) else "")
+
+
+def _notify(state: str) -> None:
+    """Tell systemd, where it started us (sd_notify(3))."""
+    if "NOTIFY_SOCKET" in os.environ:
+        from systemd import daemon
+
+        daemon.notify(state)

@@ -1,0 +1,179 @@
+"""How what happened is told: one line for each event, in knockd's words where it has some, and where lines go.
+
+Rule 1: `line` is pure: an event in, text and fields out. Rule 2: telling never blocks the daemon and never floods
+the log: what an attacker can cause at will is limited, and what was left out is counted and said.
+"""
+
+import contextlib
+import os
+import select
+import sys
+from collections.abc import Iterable, Mapping
+from enum import IntEnum
+from typing import NamedTuple, Protocol
+
+from .knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked, Service
+from .packet import address_text
+
+# Lines a second about attempts (which anybody can begin); enough for every honest knocker to be followed.
+ROUTINE_LINES_PER_SECOND = 100
+
+# Of the doors that share a beginning so many get a line of their own.
+_DOORS_SHOWN = 4
+
+_PIPE_BUF = 4096  # what a pipe that is ready to be written takes whole (pipe(7))
+
+
+class Level(IntEnum):
+    """How much a line matters: syslog's numbers (RFC 5424)."""
+
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+
+
+class Line(NamedTuple):
+    """One line of the log, and its fields for the journal (without the LOGKNOCK_ in front)."""
+
+    level: Level
+    text: str
+    fields: Mapping[str, str]
+
+
+def lines(event: Event) -> Iterable[Line]:
+    """What is said of an event of the matcher: a line for each door that it concerns (knockd's habit)."""
+    match event:
+        case Advanced(packet, doors, stage):
+            for src, door in _each(packet.src, doors):
+                yield _line(Level.INFO, src, door, f"Stage {stage}", "advanced", STAGE=str(stage))
+        case Failed(source, doors, stage, reason, packet):
+            for src, door in _each(source, doors):
+                service = Service(packet.proto, packet.dport) if packet and reason is Reason.WRONG else ""
+                words = f"{reason} {service} (stage {stage})".replace("  ", " ")
+                yield _line(Level.INFO, src, door, words, "failed", STAGE=str(stage), REASON=reason.value)
+        case Granted(_, grant):
+            yield _line(Level.NOTICE, address_text(grant.src), grant.door, "OPEN SESAME", "granted")
+        case Revoked(packet, door, by):
+            src = address_text(packet.src)
+            yield _line(Level.NOTICE, src, by, f"OPEN SESAME, closes {door}", "revoked", CLOSES=door)
+
+
+def closed(grant: Grant) -> Line:
+    """A grant has ended by itself: knockd's "command timeout", which there runs the command that closes."""
+    return _line(Level.NOTICE, address_text(grant.src), grant.door, "command timeout, closed", "expired")
+
+
+def revoked(grant: Grant, by: str) -> Line:
+    """A grant was ended by the sequence of the door `by`."""
+    return _line(Level.NOTICE, address_text(grant.src), grant.door, f"closed by {by}", "closed", BY=by)
+
+
+def refused(grant: Grant, reason: str) -> Line:
+    """A door stays shut for a source that no door may open for (T37)."""
+    return _line(Level.WARNING, address_text(grant.src), grant.door, f"not opened: {reason}", "refused")
+
+
+def notice(text: str, level: Level = Level.NOTICE, **fields: str) -> Line:
+    """Something about the daemon itself."""
+    return Line(level, text, fields)
+
+
+def _each(src: bytes, doors: tuple[str, ...]) -> Iterable[tuple[str, str]]:
+    text = address_text(src)
+    for door in doors[:_DOORS_SHOWN]:
+        yield text, door
+    if len(doors) > _DOORS_SHOWN:
+        yield text, f"({len(doors) - _DOORS_SHOWN} more doors)"
+
+
+def _line(level: Level, src: str, door: str, words: str, event: str, **fields: str) -> Line:
+    return Line(level, f"{src}: {door}: {words}", {"SRC": src, "DOOR": door, "EVENT": event, **fields})
+
+
+class Log(Protocol):
+    """Where lines go."""
+
+    def write(self, line: Line) -> None:
+        """Write the line, or drop it where that would block."""
+
+
+class StderrLog:
+    """Plain lines on a descriptor, standard error's by default. A reader that does not read loses lines, not us."""
+
+    def __init__(self, descriptor: int = 2) -> None:
+        self._descriptor = descriptor
+        self._ready = select.poll()
+        self._ready.register(descriptor, select.POLLOUT)
+        self.dropped = 0
+
+    def write(self, line: Line) -> None:
+        """Write the line if that cannot block."""
+        prefix = {Level.ERROR: "error: ", Level.WARNING: "warning: "}.get(line.level, "")
+        text = f"{prefix}{line.text}\n".encode(errors="replace")[:_PIPE_BUF]
+        writable = any(mask & select.POLLOUT for _, mask in self._ready.poll(0))
+        if not writable:
+            self.dropped += 1
+            return
+        with contextlib.suppress(OSError):  # the terminal or the reader is gone: there is nobody left to tell
+            os.write(self._descriptor, text)
+
+
+class JournalLog:
+    """Structured entries in systemd's journal: LOGKNOCK_DOOR=, LOGKNOCK_SRC= and so on beside the message."""
+
+    def __init__(self) -> None:
+        from systemd import journal
+
+        self._send = journal.send
+
+    def write(self, line: Line) -> None:
+        """Send the entry."""
+        fields = {f"LOGKNOCK_{name}": value for name, value in line.fields.items()}
+        with contextlib.suppress(OSError):  # journald is gone or full: as above
+            self._send(line.text, PRIORITY=str(int(line.level)), SYSLOG_IDENTIFIER="logknock", **fields)
+
+
+def choose_log(environment: Mapping[str, str] = os.environ) -> Log:
+    """The journal where standard error is one (systemd sets JOURNAL_STREAM, systemd.exec(5)), else plain lines."""
+    try:
+        status = os.fstat(2)
+        if environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
+            return JournalLog()
+    except ImportError:
+        print("logknock: python3-systemd is missing: plain lines go to the journal", file=sys.stderr)
+    except OSError:
+        pass  # standard error is closed
+    return StderrLog()
+
+
+class Reporter:
+    """Writes lines, those about attempts within a limit."""
+
+    def __init__(self, log: Log) -> None:
+        self._log = log
+        self._routine_left = ROUTINE_LINES_PER_SECOND
+        self._left_out = 0
+
+    def event(self, event: Event) -> None:
+        """Tell what the matcher said, unless too much of its kind is being said."""
+        if isinstance(event, Advanced | Failed):
+            if self._routine_left <= 0:
+                self._left_out += 1
+                return
+            self._routine_left -= 1
+        for line in lines(event):
+            self._log.write(line)
+
+    def write(self, line: Line) -> None:
+        """Tell something that no attacker can cause at will."""
+        self._log.write(line)
+
+    def settle(self) -> None:
+        """A second has passed: say what was left out of it, and begin a new one."""
+        if self._left_out:
+            self._log.write(
+                notice(f"{self._left_out} more lines about attempts left out", LEFT_OUT=str(self._left_out))
+            )
+        self._routine_left = ROUTINE_LINES_PER_SECOND
+        self._left_out = 0

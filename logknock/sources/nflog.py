@@ -1,0 +1,350 @@
+"""Packets from NFLOG, the kernel's own way to hand logged packets to a program.
+
+Rule 1: one netlink socket, one group; nothing else is known here, neither doors nor sets. Rule 2: a message that is
+not whole, or does not hold a packet, is counted and passed over. Rule 3: a packet costs the same whatever else is
+there; messages of one shape are unpacked in bulk, and only those that `heeds` asks for become Packets.
+
+Source: linux/netfilter/nfnetlink_log.h and net/netfilter/nfnetlink_log.c. The kernel delivers each packet at once
+while there are few (a knock should open its door now), and many at a time when there are many.
+"""
+
+import contextlib
+import errno
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from struct import Struct, calcsize
+from typing import NamedTuple
+
+from .. import netlink
+from ..errors import NO_PERMISSION, UNAVAILABLE, SourceError
+from ..packet import TCP, UDP, Packet, from_ip
+
+_SUBSYSTEM = 4  # NFNL_SUBSYS_ULOG
+_PACKET, _CONFIG = (_SUBSYSTEM << 8 | n for n in (0, 1))
+_CFG_CMD, _CFG_MODE, _CFG_NLBUFSIZ, _CFG_TIMEOUT, _CFG_QTHRESH, _CFG_FLAGS = 1, 2, 3, 4, 5, 6
+_CMD_BIND = 1
+_COPY_PACKET = 2
+_FLAG_SEQUENCE = 1
+_TIMESTAMP, _PAYLOAD, _SEQUENCE = 3, 9, 12
+
+# What doors need of a packet: the IP header (IPv6 with a few extension headers, IPv4 with all its options) and TCP's
+# up to its flags. More would only be copied.
+COPY_RANGE = 128
+
+# Delivery. Quiet: each packet at once. Busy: up to 512 packets, or what has come in 10 ms (the timer counts 1/100 s).
+_QUIET, _BUSY = 1, 512
+_BUSY_TIMER = 1
+_BATCH_BYTES = 65_536  # of one delivery; the kernel takes at most 128 KiB
+# More packets than that in one read, which takes a millisecond or so, means busy; fewer than that in a second, quiet.
+_BUSY_ABOVE = 64
+_QUIET_BELOW = 500
+
+# What waits to be read when the daemon is late, in the kernel's memory: about a second of 150,000 packets each.
+_RECEIVE_BUFFER = 16 * 1024 * 1024
+
+# One read() returns after so many records or deliveries, so that timers and signals have their turn: about 2 ms.
+_RECORDS_PER_READ = 512
+_DELIVERIES_PER_READ = 128
+
+# Shapes of messages that are known how to unpack: by length, by interface and neighbour. An attacker on the same wire
+# can make more (by the sender's hardware address), and then pays with being unpacked one by one.
+_MAX_SHAPES = 256
+
+# asm-generic/socket.h; Python does not name them.
+_SO_RCVBUFFORCE = 33
+_SO_TIMESTAMP = 29
+
+Heeds = Callable[[bytes, int, int], bool]
+
+
+class _Shape(NamedTuple):
+    """How to unpack messages that are alike: a Struct that repeats, and the parts of it that must be the same."""
+
+    unpack: Struct
+    same: tuple[bytes, ...]
+    proto: int
+    timed: bool
+
+
+class _Marks(NamedTuple):
+    """Where to look in a message of a known length to find its shape: the end of its fixed part, the IP header."""
+
+    fixed: int
+    payload: int
+
+    def key(self, data: memoryview) -> bytes:
+        """What tells shapes apart: the fixed part; IP version; the protocol, and in IPv4 the fragment flags too."""
+        at = self.payload
+        first = data[at]
+        if first >> 4 == 4:
+            return bytes(data[: self.fixed]) + bytes((first, data[at + 6], data[at + 9]))
+        return bytes(data[: self.fixed]) + bytes((first, data[at + 6]))
+
+
+class Nflog:
+    """A bound NFLOG group. `read()` when `fileno()` is readable, `settle()` once a second; close() when done."""
+
+    def __init__(self, group: int, heeds: Heeds) -> None:
+        self.group = group
+        self.heeds = heeds
+        self.records = 0
+        self.lost = 0
+        self.overruns = 0
+        self.ignored = 0
+        self._expected: int | None = None
+        self._shapes: dict[bytes, _Shape] = {}
+        self._marks: dict[int, _Marks] = {}
+        self._busy = False
+        self._records_at_settling = 0
+        self._buffer = bytearray(2 * _BATCH_BYTES)
+        self._view = memoryview(self._buffer)
+        self._socket = _open_group(group)
+        # The kernel stamps packets with the time of their coming as long as some socket asks for it. With the stamp
+        # a packet that waited (a stopped process, a full queue) is judged by when it came (T29).
+        self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._socket.raw.fileno()
+
+    def close(self) -> None:
+        """Leave the group, which the kernel then gives to whoever asks."""
+        self._socket.close()
+        self._stamps.close()
+
+    def read(self, now: float) -> list[Packet]:
+        """The packets that have come and matter; `now` (seconds since the epoch) is the time of those without a stamp.
+
+        Never blocks. Losses are in `lost` (records the kernel could not deliver) and `overruns` (how often).
+        """
+        packets: list[Packet] = []
+        before = self.records
+        for _ in range(_DELIVERIES_PER_READ):
+            try:
+                length, (port, _groups) = self._socket.raw.recvfrom_into(self._buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+                continue
+            if port == 0:
+                self._decode(length, now, packets)
+            if self.records - before >= _RECORDS_PER_READ:
+                break
+        if not self._busy and self.records - before > _BUSY_ABOVE:
+            self._deliver(busy=True)
+        return packets
+
+    def settle(self) -> None:
+        """Go back to delivering each packet at once when the last second was quiet."""
+        if self._busy and self.records - self._records_at_settling < _QUIET_BELOW:
+            self._deliver(busy=False)
+        self._records_at_settling = self.records
+
+    def _deliver(self, *, busy: bool) -> None:
+        threshold = _BUSY if busy else _QUIET
+        with contextlib.suppress(OSError):  # unchanged is slower, not wrong
+            self._socket.raw.send(_config(self.group, 0, 0, _u32(_CFG_QTHRESH, threshold)))
+            self._busy = busy
+
+    def _decode(self, length: int, now: float, packets: list[Packet]) -> None:
+        at = 0
+        while at + netlink.HEADER.size <= length:
+            size, kind, *_ = netlink.HEADER.unpack_from(self._view, at)
+            if not netlink.HEADER.size <= size <= length - at:
+                self.ignored += 1
+                return
+            if kind == _PACKET:
+                stride = netlink.align(size)
+                run = self._view[at : at + (length - at) // stride * stride]
+                marks = self._marks.get(size)
+                shape = self._shapes.get(marks.key(run)) if marks else None
+                taken = self._decode_run(shape, run, now, packets) if shape else 0
+                if taken:
+                    at += taken * stride
+                    continue
+                self._decode_one(self._view[at : at + size], now, packets)
+            at += netlink.align(size)
+
+    def _decode_run(self, shape: _Shape, run: memoryview, now: float, packets: list[Packet]) -> int:
+        """Unpack messages for as long as they are of this shape; how many were."""
+        heeds, expected, proto, same = self.heeds, self._expected, shape.proto, shape.same
+        taken = 0
+        for a, seconds, micros, b, number, c, d, e, src, dst, sport, dport, flags in shape.unpack.iter_unpack(run):
+            if (a, b, c, d, e) != same:
+                break
+            taken += 1
+            if number != expected:
+                self._miss(expected, number)
+            expected = (number + 1) & 0xFFFFFFFF
+            if heeds(src, proto, dport):
+                time = seconds + micros / 1_000_000 if shape.timed else now
+                packets.append(Packet(time, src, dst, proto, sport, dport, flags or 0))
+        self._expected = expected
+        self.records += taken
+        return taken
+
+    def _decode_one(self, data: memoryview, now: float, packets: list[Packet]) -> None:
+        """Walk one message's attributes, and learn its shape."""
+        found = netlink.attributes(data[netlink.HEADER.size + 4 :])
+        self.records += 1
+        if len(found.get(_SEQUENCE, b"")) == 4:
+            number = int.from_bytes(found[_SEQUENCE], "big")
+            if number != self._expected:
+                self._miss(self._expected, number)
+            self._expected = (number + 1) & 0xFFFFFFFF
+        stamp = found.get(_TIMESTAMP, b"")
+        time = now
+        if len(stamp) == 16:
+            time = int.from_bytes(stamp[:8], "big") + int.from_bytes(stamp[8:], "big") / 1_000_000
+        packet = from_ip(bytes(found.get(_PAYLOAD, b"")), time)
+        if packet is None:
+            self.ignored += 1
+            return
+        if self.heeds(packet.src, packet.proto, packet.dport):
+            packets.append(packet)
+        self._learn(data)
+
+    def _miss(self, expected: int | None, number: int) -> None:
+        if expected is not None:
+            self.lost += (number - expected) & 0x7FFFFFFF
+
+    def _learn(self, data: memoryview) -> None:
+        learned = _shape(data)
+        if learned is None:
+            return
+        if len(self._shapes) >= _MAX_SHAPES:
+            self._shapes.clear()
+        marks, shape = learned
+        self._marks[len(data)] = marks
+        self._shapes[marks.key(data)] = shape
+
+
+def _shape(data: memoryview) -> tuple[_Marks, _Shape] | None:
+    """The shape of a message that holds TCP or UDP right behind an IP header without options, or None.
+
+    What has to be the same: `a`, up to the stamp (or the number); `b`, from there to the number; `c`, from there to
+    the first byte of the IP header; in IPv4 `d`, the fragment flags; `e`, the protocol. The lengths that the
+    IP header promises need no look: the kernel has cut the packet to them, and messages of one shape are
+    of one length.
+    """
+    stamp, number, payload = _offsets(data)
+    if not 0 < number < payload or stamp > number:
+        return None
+    first = stamp or number
+    version = data[payload]
+    if version == 0x45:
+        ip, proto = "x2x2x2sx1s2x4s4s", data[payload + 9]
+    elif version >> 4 == 6:
+        ip, proto = "3x2x0s1sx16s16s", data[payload + 6]
+    else:
+        return None
+    transport = {TCP: "HH9xB", UDP: "HH0s"}.get(proto)
+    if transport is None:
+        return None
+    head = f"!{first}s" + ("QQ" if stamp else "0s0s")
+    between = f"{number - stamp - 16 if stamp else 0}s"
+    form = f"{head}{between}I{payload + 1 - number - 4}s{ip}{transport}"
+    rest = netlink.align(len(data)) - calcsize(form)
+    if rest < 0:
+        return None
+    unpack = Struct(f"{form}{rest}x")
+    padded = bytes(data) + bytes(netlink.align(len(data)) - len(data))
+    a, _, _, b, _, c, d, e, *_ = unpack.unpack(padded)
+    return _Marks(first, payload), _Shape(unpack, (a, b, c, d, e), proto, timed=stamp > 0)
+
+
+def _offsets(data: memoryview) -> tuple[int, int, int]:
+    """Where the stamp, the number and the payload stand in a message, each 0 if it is not there (or not whole)."""
+    stamp = number = payload = 0
+    at = netlink.HEADER.size + 4
+    while at + netlink.ATTRIBUTE.size <= len(data):
+        length, kind = netlink.ATTRIBUTE.unpack_from(data, at)
+        if not netlink.ATTRIBUTE.size <= length <= len(data) - at:
+            break
+        if kind == _TIMESTAMP and length == 20:
+            stamp = at + 4
+        elif kind == _SEQUENCE and length == 8:
+            number = at + 4
+        elif kind == _PAYLOAD and length > 4:
+            payload = at + 4
+        at += netlink.align(length)
+    return stamp, number, payload
+
+
+def _u32(kind: int, value: int) -> bytes:
+    return netlink.attribute(kind, value.to_bytes(4, "big"))
+
+
+def _config(group: int, flags: int, sequence: int, *attributes: bytes) -> bytes:
+    return netlink.netfilter_message(_CONFIG, flags, sequence, 0, group, *attributes)
+
+
+def _open_group(group: int) -> netlink.Socket:
+    """Bind the group, with everything set in the same message: no packet comes before we are ready for it."""
+    wire = None
+    try:
+        wire = netlink.Socket(netlink.NETLINK_NETFILTER)
+        wire.raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        sequence = wire.sequence()
+        setup = _config(
+            group,
+            netlink.NLM_F_ACK,
+            sequence,
+            netlink.attribute(_CFG_CMD, bytes((_CMD_BIND,))),
+            netlink.attribute(_CFG_MODE, COPY_RANGE.to_bytes(4, "big") + bytes((_COPY_PACKET, 0))),
+            _u32(_CFG_NLBUFSIZ, _BATCH_BYTES),
+            _u32(_CFG_TIMEOUT, _BUSY_TIMER),
+            _u32(_CFG_QTHRESH, _QUIET),
+            netlink.attribute(_CFG_FLAGS, _FLAG_SEQUENCE.to_bytes(2, "big")),
+        )
+        wire.request(setup, sequence)
+        wire.raw.setblocking(False)
+    except OSError as error:
+        if wire is not None:
+            wire.close()
+        raise _source_error(group, error) from error
+    return wire
+
+
+def _source_error(group: int, error: OSError) -> SourceError:
+    words = error.strerror or str(error)
+    refused = error.errno in (errno.EPERM, errno.EACCES)
+    # The kernel says EPERM to a second reader too, and EBUSY only to the same one.
+    if error.errno == errno.EBUSY or (refused and _may_administer()):
+        return SourceError(
+            f"NFLOG group {group} is held by another process{_holder(group)}",
+            "one process may read a group: stop the other, or choose another number for [log] group (0-65535)",
+            UNAVAILABLE,
+        )
+    if refused:
+        return SourceError(
+            f"NFLOG group {group} cannot be read: {words}", "CAP_NET_ADMIN is needed: run as root", NO_PERMISSION
+        )
+    return SourceError(
+        f"NFLOG is not available: {words}",
+        "the kernel needs nfnetlink_log (CONFIG_NETFILTER_NETLINK_LOG): try `modprobe nfnetlink_log`",
+        UNAVAILABLE,
+    )
+
+
+def _may_administer() -> bool:
+    """Whether this process has CAP_NET_ADMIN (bit 12, linux/capability.h)."""
+    status = Path("/proc/self/status").read_text("ascii", "replace")
+    effective = status.partition("CapEff:")[2].split()[0]
+    return bool(int(effective, 16) >> 12 & 1)
+
+
+def _holder(group: int) -> str:
+    """Who has the group, as far as the kernel tells: its netlink port is usually its process id."""
+    with contextlib.suppress(OSError, ValueError):
+        for line in Path("/proc/net/netfilter/nfnetlink_log").read_text("ascii").splitlines():
+            number, port, *_ = line.split()
+            if int(number) == group:
+                name = Path(f"/proc/{int(port)}/comm").read_text("utf-8", "replace").strip()
+                return f" ({name}, process {port})"
+    return ""

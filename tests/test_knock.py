@@ -1,0 +1,439 @@
+"""Which knockers may pass which doors: the matcher, told as stories.
+
+A story is words `time:source:port/protocol[:source port][:flags]`, and what it opens `door@source` in order. Without
+a source port each knock comes from one of its own, as a client's do; a resend is written with the one it repeats.
+"""
+
+import ipaddress
+import itertools
+import random
+from collections.abc import Iterable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logknock.knock import (
+    MAX_KNOCKERS_PER_PREFIX,
+    Advanced,
+    Door,
+    Event,
+    Failed,
+    Granted,
+    Matcher,
+    Reason,
+    Revoked,
+    Service,
+    TcpFlags,
+)
+from logknock.packet import ACK, FIN, SYN, TCP, UDP, Packet
+
+FLAGS = {"S": SYN, "A": ACK, "F": FIN, "-": 0}
+SOURCES = {"a": "198.51.100.1", "b": "198.51.100.2", "c": "2001:db8::3"}
+DST = ipaddress.ip_address("10.99.0.1").packed
+
+
+def door(name: str, sequence: str, **settings: object) -> Door:
+    settings.setdefault("opens", (Service.parse("22/tcp"),))
+    services = tuple(Service.parse(word if "/" in word else f"{word}/tcp") for word in sequence.split())
+    return Door(name, services, **settings)  # type: ignore[arg-type]
+
+
+SSH = door("ssh", "7000 8000 9000/udp")
+
+
+def source(word: str) -> bytes:
+    return ipaddress.ip_address(SOURCES.get(word, word)).packed
+
+
+def packets(story: str) -> Iterable[Packet]:
+    for number, word in enumerate(story.split()):
+        time, src, service, *rest = word.split(":")
+        to = Service.parse(service if "/" in service else f"{service}/tcp")
+        sport = next((int(part) for part in rest if part.isdigit()), 40000 + number)
+        flags = sum(FLAGS[letter] for part in rest if not part.isdigit() for letter in part)
+        if not any(not part.isdigit() for part in rest):
+            flags = SYN
+        yield Packet(float(time), source(src), DST, to.proto, sport, to.port, flags if to.proto == TCP else 0)
+
+
+def play(matcher: Matcher, story: str) -> list[Event]:
+    return [event for packet in packets(story) for event in matcher.receive(packet)]
+
+
+def opened(events: Iterable[Event]) -> str:
+    names = {ipaddress.ip_address(text).packed: name for name, text in SOURCES.items()}
+    return " ".join(
+        f"{event.grant.door}@{names.get(event.grant.src, '?')}" for event in events if isinstance(event, Granted)
+    )
+
+
+@pytest.mark.parametrize(
+    ("story", "opens"),
+    [
+        pytest.param("0:a:7000 1:a:8000 2:a:9000/udp", "ssh@a", id="the right knocks open the door"),
+        pytest.param("0:c:7000 1:c:8000 2:c:9000/udp", "ssh@c", id="over IPv6 too"),
+        pytest.param("0:a:7000 1:a:8000", "", id="part of a sequence opens nothing"),
+        pytest.param("0:a:7000 1:a:8000 2:a:9000/tcp", "", id="the right port by another protocol is wrong"),
+        pytest.param("0:a:7000 1:a:9000/udp 2:a:8000", "", id="T9: reordered knocks fail"),
+        pytest.param(
+            "0:a:7000 1:a:9000/udp 2:a:8000 2:a:7000 2:a:8000 2:a:9000/udp", "ssh@a", id="T9: and a retry succeeds"
+        ),
+        pytest.param("0:a:7000 1:a:7001 2:a:8000 3:a:9000/udp", "", id="T1: any other port in between fails"),
+        pytest.param("0:a:7000 1:a:22 2:a:8000 3:a:22 4:a:9000/udp", "ssh@a", id="an early ssh client does not matter"),
+        pytest.param("0:a:7000 1:b:8000 2:c:9000/udp", "", id="T5: sources never combine"),
+        pytest.param("0:a:7000 0:b:7000 1:b:7001 1:a:8000 2:a:9000/udp", "ssh@a", id="T15: another's failure"),
+        pytest.param(
+            "0:a:7000 0:b:7000 1:a:8000 1:b:8000 2:b:9000/udp 2:a:9000/udp", "ssh@b ssh@a", id="T15: another's success"
+        ),
+        pytest.param(
+            "0:b:7000 14:a:7000 16:a:8000 17:b:8000 17:a:9000/udp", "ssh@a", id="T15: another's time running out"
+        ),
+        pytest.param("0:a:7000 1:a:8000 14.999:a:9000/udp", "ssh@a", id="the last knock just in time"),
+        pytest.param("0:a:7000 1:a:8000 15:a:9000/udp", "", id="seq_timeout ends it exactly"),
+        pytest.param("0:a:7000 14:a:8000 15.001:a:9000/udp", "", id="the time runs from the first knock"),
+        pytest.param("10:a:7000 5:a:8000 6:a:9000/udp", "", id="a clock that steps back ends the attempt"),
+        pytest.param("10:a:7000 12:a:8000 11:a:9000/udp", "", id="even if it is still after the first knock"),
+        pytest.param("1:a:7000 1.005:a:8000 1.001:a:9000/udp", "ssh@a", id="two receive queues are no such clock"),
+        pytest.param("0:a:7000:1 1:a:7000:1 2:a:8000:2 3:a:9000/udp", "ssh@a", id="T7: a resend changes nothing"),
+        pytest.param("0:a:7000 1:a:8000 2:a:7000 3:a:9000/udp", "", id="T4: a,b,a,c gains nothing"),
+        pytest.param("0:a:7000 1:a:7000 2:a:8000 3:a:9000/udp", "ssh@a", id="a second first knock begins anew"),
+        pytest.param("0:a:7000 1:a:8000:A 1:a:7001:A 2:a:8000 3:a:9000/udp", "ssh@a", id="other flags are ignored"),
+        pytest.param("0:a:7000:SA 1:a:8000 2:a:9000/udp", "", id="SYN+ACK is no knock"),
+        pytest.param("0:a:7000:F 1:a:8000:- 2:a:9000/udp", "", id="FIN and NULL are no knocks"),
+    ],
+)
+def test_ssh_door(story: str, opens: str) -> None:
+    assert opened(play(Matcher([SSH]), story)) == opens
+
+
+def test_t7_four_resends_of_every_knock_open_exactly_once() -> None:
+    """T7: late, interleaved, and again after the door is open."""
+    knocks = ["0:a:7000:1", "1:a:8000:2", "2:a:9000/udp:3"]
+    late = [f"{3 + n}:{knock.partition(':')[2]}" for n, knock in enumerate(knocks * 4)]
+    story = [knocks[0], *knocks[:1] * 3, knocks[1], *knocks[:2] * 3, knocks[2], *late]
+    times = [word.partition(":") for word in story]
+    ordered = " ".join(f"{n * 0.5}:{rest}" for n, (_, _, rest) in enumerate(times))
+    assert opened(play(Matcher([SSH]), ordered)) == "ssh@a"
+
+
+@given(st.data())
+def test_t7_resends_anywhere_change_nothing(data: st.DataObject) -> None:
+    """T7: whatever the order in which resends come, the door opens once."""
+    knocks = ["7000:1", "8000:2", "9000/udp:3"]
+    story, sent = [], []
+    for knock in knocks:
+        sent.append(knock)
+        story += [knock, *data.draw(st.lists(st.sampled_from(sent), max_size=5))]
+    words = " ".join(f"{n * 0.1}:a:{word}" for n, word in enumerate(story))
+    assert opened(play(Matcher([SSH]), words)) == "ssh@a"
+
+
+@pytest.mark.parametrize(
+    ("story", "opens"),
+    [
+        pytest.param("0:a:7000 1:a:7000 2:a:8000", "twice@a", id="fresh knocks open"),
+        pytest.param("0:a:7000:1 1:a:7000:1 2:a:8000", "", id="a resend is not a second knock"),
+        pytest.param("0:a:7000 1:a:7000 2:a:7000 3:a:8000", "twice@a", id="the last knocks are what counts"),
+    ],
+)
+def test_t8_a_sequence_that_repeats_a_port(story: str, opens: str) -> None:
+    """T8."""
+    assert opened(play(Matcher([door("twice", "7000 7000 8000")]), story)) == opens
+
+
+@pytest.mark.parametrize(
+    ("doors", "story", "opens"),
+    [
+        pytest.param(
+            [door("one", "1000 2000 3000"), door("two", "2000 3000 4000")],
+            "0:a:1000 1:a:2000 2:a:3000 3:a:4000",
+            "one@a two@a",
+            id="overlapping sequences open each",
+        ),
+        pytest.param(
+            [door("short", "1000 2000"), door("long", "1000 2000 3000")],
+            "0:a:1000 1:a:2000 2:a:3000",
+            "short@a long@a",
+            id="one sequence begins another",
+        ),
+        pytest.param(
+            [door("one", "1000 2000 3000"), door("two", "1000 2000 3000")],
+            "0:a:1000 1:a:2000 2:a:3000",
+            "one@a two@a",
+            id="two doors with one sequence",
+        ),
+        pytest.param(
+            [door("slow", "1000 2000 3000", seq_timeout=60.0), door("fast", "1000 2000 3000", seq_timeout=5.0)],
+            "0:a:1000 1:a:2000 7:a:3000",
+            "slow@a",
+            id="each door has its own seq_timeout",
+        ),
+        pytest.param(
+            [door("one", "1000 2000 3000"), door("two", "1000 1000 2000")],
+            "0:a:1000 1:a:1000 2:a:2000 3:a:3000",
+            "two@a one@a",
+            id="what goes on at one door may begin anew at another",
+        ),
+        pytest.param(
+            [door("fin", "1000 2000 3000", tcp_flags=TcpFlags.parse("fin"))],
+            "0:a:1000:F 1:a:2000 2:a:2000:F 3:a:3000:FA",
+            "fin@a",
+            id="a door's own tcp_flags",
+        ),
+    ],
+)
+def test_several_doors(doors: list[Door], story: str, opens: str) -> None:
+    assert opened(play(Matcher(doors), story)) == opens
+
+
+def test_events_tell_the_whole_story() -> None:
+    events = play(Matcher([SSH]), "0:a:7000 1:a:7001 2:a:7000 3:a:8000 20:a:7000")
+    told = [
+        (type(event).__name__, event.stage, getattr(event, "reason", None))
+        for event in events
+        if isinstance(event, Advanced | Failed)
+    ]
+    assert told == [
+        ("Advanced", 1, None),
+        ("Failed", 1, Reason.WRONG),
+        ("Advanced", 1, None),
+        ("Advanced", 2, None),
+        ("Failed", 2, Reason.TIMEOUT),
+        ("Advanced", 1, None),
+    ]
+
+
+def test_a_grant_lasts_from_the_last_knock_for_the_doors_timeout() -> None:
+    granted = play(Matcher([door("ssh", "1 2 3", timeout=30.0)]), "10:a:1 11:a:2 12:a:3")[-1]
+    assert isinstance(granted, Granted)
+    assert granted.grant.expires == 42.0
+
+
+def test_a_door_that_closes_another() -> None:
+    done = door("done", "9000/udp 8000 7000", opens=(), closes=("ssh",))
+    events = play(Matcher([SSH, done]), "0:a:9000/udp 1:a:8000 2:a:7000")
+    assert [(event.door, event.by) for event in events if isinstance(event, Revoked)] == [("ssh", "done")]
+    assert opened(events) == ""
+
+
+def test_t16_a_spoofed_udp_sequence_opens_for_the_spoofed_source_only() -> None:
+    """T16: who can forge the source opens for the source, not for himself."""
+    matcher = Matcher([door("udp", "1000/udp 2000/udp 3000/udp")])
+    assert opened(play(matcher, "0:b:1000/udp 0:a:5:A 1:b:2000/udp 2:b:3000/udp")) == "udp@b"
+
+
+def test_t11_a_spoofed_wrong_port_costs_at_most_one_retry() -> None:
+    """T11."""
+    spoofed = "0:a:7000 1:a:8000 1:a:5555 2:a:9000/udp"
+    assert opened(play(Matcher([SSH]), f"{spoofed} 3:a:7000 4:a:8000 5:a:9000/udp")) == "ssh@a"
+
+
+def scan(order: Iterable[int], rate: float = 1e5) -> Iterable[Packet]:
+    for number, port in enumerate(order):
+        yield Packet(number / rate, source("a"), DST, TCP, 50000, port, SYN)
+
+
+ALL_TCP = door("ssh", "7000 8000 9000")
+WATCHED = sorted({7000, 8000, 9000, 6999, 7001, 7999, 8001, 8999, 9001, *range(1024, 65536, 63)})
+
+
+def grants(matcher: Matcher, sent: Iterable[Packet]) -> list[Event]:
+    return [event for packet in sent for event in matcher.receive(packet) if isinstance(event, Granted)]
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(range(1, 65536), id="ascending"),
+        pytest.param(range(65535, 0, -1), id="descending"),
+        pytest.param(WATCHED, id="ascending over nothing but what is watched"),
+        pytest.param(WATCHED * 3, id="three times over"),
+        pytest.param([port for port in WATCHED for _ in range(5)], id="T4: bursts of every port"),
+    ],
+)
+def test_t1_a_scan_in_order_opens_nothing(order: Iterable[int]) -> None:
+    """T1, where every watched port is logged: knock ports, their neighbours and the traps."""
+    assert not grants(Matcher([ALL_TCP]), scan(order))
+
+
+def test_t3_without_traps_an_ascending_scan_opens() -> None:
+    """What the traps are for: the firewall that logs knock ports only shows the daemon a perfect knock."""
+    assert grants(Matcher([ALL_TCP]), scan([7000, 8000, 9000]))
+
+
+def test_t2_a_thousand_random_scans_open_nothing() -> None:
+    """T2: of 1,030 watched ports three in order, one after another, are one chance in a million a scan."""
+    shuffled = random.Random(2)  # noqa: S311  # a scan that the next run repeats
+    matcher = Matcher([ALL_TCP])
+    for number in range(1000):
+        order = WATCHED.copy()
+        shuffled.shuffle(order)
+        offset = number * 100.0
+        assert not grants(matcher, (packet._replace(time=packet.time + offset) for packet in scan(order)))
+
+
+@given(st.lists(st.sampled_from([7000, 8000, 9000, 7001]), max_size=40))
+@settings(max_examples=500)
+def test_t4_only_the_exact_knocks_open(ports: list[int]) -> None:
+    """T4: as many openings as there are places where the sequence stands in full, without a gap."""
+    sent = [Packet(n * 0.01, source("a"), DST, TCP, 1000 + n, port, SYN) for n, port in enumerate(ports)]
+    exact = sum(tuple(ports[n : n + 3]) == (7000, 8000, 9000) for n in range(len(ports)))
+    assert len(grants(Matcher([ALL_TCP]), sent)) == exact
+
+
+def spoofed(number: int, time: float) -> Packet:
+    return Packet(time, (0x0B000000 + number).to_bytes(4, "big"), DST, TCP, 1000, 7000, SYN)
+
+
+def test_t13_spoofed_first_knocks_stay_within_the_bound() -> None:
+    """T13: a small bound stands for the real one; the bench measures that one's memory."""
+    matcher = Matcher([SSH], max_knockers=1000)
+    for number in range(20_000):
+        matcher.receive(spoofed(number, number * 1e-5))
+        assert matcher.knockers <= 1000
+
+
+def test_t14_a_flood_of_first_knocks_does_not_touch_a_later_stage() -> None:
+    """T14: the honest knocker is past the first stage; whatever number of first knocks comes then."""
+    matcher = Matcher([SSH], max_knockers=100)
+    play(matcher, "0:a:7000 0:a:8000")
+    for number in range(5_000):
+        matcher.receive(spoofed(number, 0.1))
+    assert opened(play(matcher, "1:a:9000/udp")) == "ssh@a"
+
+
+def test_t14_of_one_stage_the_oldest_gives_way() -> None:
+    """T14: an honest first knock outlives as many spoofed ones as there is room for, and not one sweep more."""
+    matcher = Matcher([SSH], max_knockers=160)
+    play(matcher, "0:a:7000")
+    for number in range(150):
+        matcher.receive(spoofed(number, 0.1))
+    play(matcher, "0.2:b:7000")
+    evicted = [event for number in range(150, 170) for event in matcher.receive(spoofed(number, 0.3))]
+    assert any(isinstance(event, Failed) and event.src == source("a") for event in evicted)
+    assert opened(play(matcher, "1:b:8000 2:b:9000/udp 2:a:8000 2:a:9000/udp")) == "ssh@b"
+
+
+def test_t17_one_prefix_cannot_exceed_its_budget() -> None:
+    """T17: rotation within a /64 pays with its own attempts, not with another prefix's."""
+    matcher = Matcher([SSH], max_knockers=10_000)
+    play(matcher, "0:c:7000")
+    for number in range(3_000):
+        src = ipaddress.ip_address(f"2001:db8:0:1::{number:x}").packed
+        matcher.receive(Packet(0.1, src, DST, TCP, 1, 7000, SYN))
+        assert matcher.knockers <= MAX_KNOCKERS_PER_PREFIX + 1
+    assert opened(play(matcher, "1:c:8000 2:c:9000/udp")) == "ssh@c"
+
+
+def test_t17_within_a_prefix_a_later_stage_outlives_first_knocks() -> None:
+    """T17, T14: an honest knocker in the attacker's own /64."""
+    matcher = Matcher([SSH])
+    play(matcher, "0:c:7000 0:c:8000")
+    for number in range(16, 2_000):
+        src = ipaddress.ip_address(f"2001:db8::{number:x}").packed
+        matcher.receive(Packet(0.1, src, DST, TCP, 1, 7000, SYN))
+    assert opened(play(matcher, "1:c:9000/udp")) == "ssh@c"
+
+
+def test_time_gives_memory_back() -> None:
+    matcher = Matcher([SSH])
+    for number in range(1_000):
+        matcher.receive(spoofed(number, 0.0))
+    ended = matcher.expire(20.0)
+    assert [event.reason for event in ended if isinstance(event, Failed)] == [Reason.TIMEOUT] * 1_000
+    assert matcher.knockers == 0
+
+
+def test_an_attempt_survives_new_doors() -> None:
+    """T36: a reload is no reason to knock again."""
+    matcher = Matcher([SSH])
+    play(matcher, "0:a:7000 1:a:8000 1:b:7000")
+    matcher.set_doors([door("other", "1 2 3"), door("ssh", "7000 8000 9000/udp", timeout=99.0)])
+    granted = play(matcher, "2:a:9000/udp")[-1]
+    assert isinstance(granted, Granted)
+    assert granted.grant.expires == 101.0
+
+
+def test_an_attempt_at_a_door_that_is_gone_opens_nothing() -> None:
+    matcher = Matcher([SSH])
+    play(matcher, "0:a:7000 1:a:8000")
+    matcher.set_doors([door("ssh", "7000 8000 1234")])
+    assert opened(play(matcher, "2:a:9000/udp")) == ""
+    assert opened(play(matcher, "3:a:7000 3:a:8000 3:a:1234")) == "ssh@a"
+
+
+def test_a_thousand_doors_that_begin_alike_cost_one_attempt() -> None:
+    doors = [door(f"d{n}", f"7000 8000 {10_000 + n}") for n in range(1000)]
+    matcher = Matcher(doors)
+    for packet, _ in zip(packets("0:a:7000 1:a:8000"), itertools.count(), strict=False):
+        assert len(matcher.receive(packet)) == 1
+    assert opened(play(matcher, "2:a:10500")) == "d500@a"
+
+
+@given(st.lists(st.tuples(st.floats(0, 40), st.sampled_from("abc"), st.sampled_from([7000, 8000, 9000, 22, 5]))))
+def test_who_is_not_heeded_changes_nothing(sent: list[tuple[float, str, int]]) -> None:
+    """What lets the source skip packets: heeds() is false only where receive() does nothing."""
+    matcher = Matcher([ALL_TCP])
+    for number, (time, src, port) in enumerate(sent):
+        heeded = matcher.heeds(source(src), TCP, port)
+        events = matcher.receive(Packet(time, source(src), DST, TCP, number, port, SYN))
+        assert heeded or not events
+
+
+@given(
+    st.lists(
+        st.builds(
+            Packet,
+            st.floats(0, 60),
+            st.sampled_from([source(name) for name in SOURCES]),
+            st.just(DST),
+            st.sampled_from([TCP, UDP]),
+            st.integers(0, 3),
+            st.sampled_from([7000, 8000, 9000, 22, 5]),
+            st.integers(0, 255),
+        ),
+        max_size=60,
+    )
+)
+def test_any_packets_leave_the_books_right(sent: list[Packet]) -> None:
+    """Whatever comes, in whatever order of time: no exception, and no source is counted that has nothing under way."""
+    matcher = Matcher([SSH, ALL_TCP, door("again", "7000 7000 8000")], max_knockers=2)
+    for packet in sent:
+        matcher.receive(packet)
+        assert matcher.knockers <= 2
+    while matcher.knockers:
+        matcher.expire(1000.0)
+
+
+@pytest.mark.parametrize(
+    ("text", "wrong"),
+    [
+        ("0/tcp", "no port"),
+        ("65536/tcp", "no port"),
+        ("99999/tcp", "no port"),
+        ("7000", "no protocol"),
+        ("7000/sctp", "tcp or udp"),
+        ("abc/tcp", "no port number"),
+        ("-5/tcp", "no port number"),
+        ("12x/udp", "no port number"),
+        ("\u0667\u0660/tcp", "no port number"),
+        ("/tcp", "no port number"),
+        (" 7/tcp", "no port number"),
+        ("", "no protocol"),
+    ],
+)
+def test_what_is_no_service(text: str, wrong: str) -> None:
+    with pytest.raises(ValueError, match=wrong):
+        Service.parse(text)
+
+
+@given(st.sampled_from(["tcp", "udp"]), st.integers(1, 65535))
+def test_a_service_reads_back_as_written(protocol: str, port: int) -> None:
+    assert str(Service.parse(f"{port}/{protocol}")) == f"{port}/{protocol}"
+
+
+@pytest.mark.parametrize("text", ["", "syn,", "syn,syn", "syn,!syn", "xmas", "!"])
+def test_what_are_no_tcp_flags(text: str) -> None:
+    with pytest.raises(ValueError, match="no TCP flag|twice"):
+        TcpFlags.parse(text)
