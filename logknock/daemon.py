@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from . import __version__, report
-from .config import Config, ConfigError, load
+from .config import Config, load
 from .errors import FirewallError, LogknockError
 from .firewall.sets import GUARDED, WATCHED, Sets
 from .knock import Event, Granted, Matcher, Revoked, Service
@@ -49,7 +49,7 @@ class Daemon:
         self._reporter = reporter
         self._counters = Counters()
         self._config = load(config_path)
-        self._doors = {door.name: door for door in self._config.doors}
+        self._take_doors()
         self._sets = Sets()
         self._sets.use(self._config.doors)
         self._matcher = Matcher(self._config.doors)
@@ -95,7 +95,7 @@ class Daemon:
 
     def _receive(self, packet: Packet, now: float) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
-        if packet.time <= now - self._config.longest_seq_timeout:
+        if packet.time <= now - self._too_old:
             self._counters.stale += 1  # it waited too long somewhere to mean anything now (T29)
             return
         events = self._matcher.receive(packet)
@@ -206,10 +206,14 @@ class Daemon:
             self._source = source
             self._told_lost = 0
         self._config = config
-        self._doors = {door.name: door for door in config.doors}
+        self._take_doors()
         self._matcher.set_doors(config.doors)
         self._tell(f"reloaded: {self._summary()}")
         self._warn()
+
+    def _take_doors(self) -> None:
+        self._doors = {door.name: door for door in self._config.doors}
+        self._too_old = max(door.seq_timeout for door in self._config.doors)
 
     def _tell_ready(self) -> None:
         self._tell(f"logknock {__version__} ready: {self._summary()}")
@@ -247,9 +251,9 @@ class Daemon:
         source, counted = self._source, self._counters
         self._tell(
             f"{source.records} records, {source.lost} lost ({source.overruns} overruns), {source.ignored} no packet, "
-            f"{counted.stale} too old; {self._matcher.knockers} knockers under way; {len(self._sets.grants)} doors open, "
-            f"{counted.opened} opened, {counted.closed} closed, {counted.refused} refused; "
-            f"{counted.firewall_errors} firewall errors"
+            f"{counted.stale} too old; {self._matcher.knockers} knockers under way; "
+            f"{len(self._sets.grants)} doors open, {counted.opened} opened, {counted.closed} closed, "
+            f"{counted.refused} refused; {counted.firewall_errors} firewall errors"
         )
 
     def _tell(self, text: str, level: Level = Level.NOTICE, **fields: str) -> None:

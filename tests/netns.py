@@ -3,6 +3,7 @@
 Nothing here touches the namespace that the tests run in but for the names under /run/netns.
 """
 
+import ctypes
 import itertools
 import os
 import subprocess
@@ -47,9 +48,25 @@ class Host:
         """Run the logknock command of this tree inside the host."""
         return self.run(sys.executable, "-m", "logknock", *args, check=check, **options)
 
+    @contextmanager
+    def inside(self) -> Iterator[None]:
+        """Sockets that this thread makes meanwhile belong to the host, and go on doing so."""
+        with open(f"/run/netns/{self.name}") as there, open("/proc/thread-self/ns/net") as here:
+            _setns(there.fileno())
+            try:
+                yield
+            finally:
+                _setns(here.fileno())
+
     def nft(self, script: str) -> str:
         """Run nft with the script on its standard input."""
         return self.run("nft", "-f", "-", input=script).stdout
+
+
+def _setns(descriptor: int) -> None:
+    clone_newnet = 0x40000000
+    if ctypes.CDLL(None, use_errno=True).setns(descriptor, clone_newnet):
+        raise OSError(ctypes.get_errno(), "setns")
 
 
 def _ip(*args: str) -> None:

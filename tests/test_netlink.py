@@ -1,0 +1,198 @@
+"""Netlink's envelope, and NFLOG's messages in it: what is whole is read, what is not is nothing."""
+
+import struct
+from collections.abc import Callable
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from logknock import netlink
+from logknock.netlink import attribute, attributes, message, messages, nested, refusal
+from logknock.packet import SYN, TCP, UDP, Packet
+from logknock.sources.nflog import Decoder
+
+from .test_packet import TCP_SYN, UDP_ONE, V4, V6, extension, ipv4, ipv6
+
+
+def everything(src: bytes, proto: int, dport: int) -> bool:
+    return True
+
+
+def record(
+    payload: bytes,
+    number: int | None = 0,
+    stamp: tuple[int, int] | None = (100, 500_000),
+    mac: bytes = b"\2" * 8,
+) -> bytes:
+    """One NFLOG message as the kernel lays it out (order and padding as seen from 6.18)."""
+    parts = [
+        attribute(1, b"\x08\x00\x00\x00"),
+        attribute(10, b"\0"),
+        attribute(4, b"\0\0\0\2"),
+        attribute(8, mac),
+    ]
+    if stamp is not None:
+        parts.append(attribute(3, struct.pack("!QQ", *stamp)))
+    if number is not None:
+        parts.append(attribute(12, struct.pack("!I", number)))
+    parts.append(attribute(9, payload))
+    return message(0x400, 0, 0, bytes((2, 0, 0, 5)) + b"".join(parts))
+
+
+DONE = message(netlink.NLMSG_DONE, 2, 0, bytes(4))
+
+
+def decode(decoder: Decoder, data: bytes) -> list[Packet]:
+    packets: list[Packet] = []
+    decoder.decode(memoryview(data), 7.0, packets)
+    return packets
+
+
+def test_golden_bytes() -> None:
+    """linux/netlink.h: lengths count the header, padding does not count."""
+    assert attribute(2, b"abc").hex() == "07000200" + "61626300"
+    assert nested(1, attribute(2, b"\1")).hex() == "0c000180" + "05000200" + "01000000"
+    assert message(0x10, 5, 7, b"\1\2\3\4").hex() == "14000000" + "1000" + "0500" + "07000000" + "00000000" + "01020304"
+
+
+@given(st.lists(st.tuples(st.integers(1, 0x3FFF), st.binary(max_size=20)), unique_by=lambda pair: pair[0]))
+def test_attributes_read_back_as_written(pairs: list[tuple[int, bytes]]) -> None:
+    data = b"".join(attribute(kind, payload) for kind, payload in pairs)
+    assert {kind: bytes(value) for kind, value in attributes(memoryview(data)).items()} == dict(pairs)
+
+
+@given(st.binary(max_size=200))
+def test_any_bytes_are_messages_and_attributes_or_nothing(data: bytes) -> None:
+    """T26."""
+    for found in messages(memoryview(data)):
+        attributes(found.body)
+        refusal(found)
+    attributes(memoryview(data))
+
+
+def test_a_refusal_has_the_kernels_own_explanation() -> None:
+    quoted = netlink.HEADER.pack(16, 0xA0C, 0, 9, 0)
+    body = struct.pack("=i", -2) + quoted + attribute(1, b"set is gone\0")
+    capped_with_words = netlink.NLM_F_CAPPED | netlink.NLM_F_ACK_TLVS
+    (answer,) = messages(memoryview(message(netlink.NLMSG_ERROR, capped_with_words, 9, body)))
+    error = refusal(answer)
+    assert error is not None
+    assert str(error.strerror) == "No such file or directory (set is gone)"
+    assert error.errno == 2
+
+
+Layout = tuple[str, Callable[[int], bytes], Callable[[int], Packet]]
+LAYOUTS: list[Layout] = [
+    (
+        "tcp4",
+        lambda n: ipv4(struct.pack("!H", n) + TCP_SYN[2:], 6),
+        lambda n: Packet(0, *V4, TCP, n, 7000, SYN),
+    ),
+    ("udp4", lambda n: ipv4(struct.pack("!H", n) + UDP_ONE[2:], 17), lambda n: Packet(0, *V4, UDP, n, 9000, 0)),
+    ("tcp6", lambda n: ipv6(struct.pack("!H", n) + TCP_SYN[2:], 6), lambda n: Packet(0, *V6, TCP, n, 7000, SYN)),
+    ("udp6", lambda n: ipv6(struct.pack("!H", n) + UDP_ONE[2:], 17), lambda n: Packet(0, *V6, UDP, n, 9000, 0)),
+    (
+        "tcp6 with extensions",
+        lambda n: ipv6(extension(6) + struct.pack("!H", n) + TCP_SYN[2:], 0),
+        lambda n: Packet(0, *V6, TCP, n, 7000, SYN),
+    ),
+    (
+        "tcp4 with don't-fragment",
+        lambda n: ipv4(struct.pack("!H", n) + TCP_SYN[2:], 6, fragment=0x4000),
+        lambda n: Packet(0, *V4, TCP, n, 7000, SYN),
+    ),
+    (
+        "tcp4 with options",
+        lambda n: ipv4(struct.pack("!H", n) + TCP_SYN[2:], 6, options=bytes(8)),
+        lambda n: Packet(0, *V4, TCP, n, 7000, SYN),
+    ),
+]
+
+
+@pytest.mark.parametrize(("make", "expect"), [pytest.param(*rest, id=name) for name, *rest in LAYOUTS])
+@pytest.mark.parametrize("stamp", [(100, 500_000), None], ids=["stamped", "unstamped"])
+def test_a_batch_of_one_shape(
+    make: Callable[[int], bytes], expect: Callable[[int], Packet], stamp: tuple[int, int] | None
+) -> None:
+    """Bulk and single decoding say the same: the first message is walked, the others are unpacked."""
+    data = b"".join(record(make(number), number, stamp) for number in range(50)) + DONE
+    decoder = Decoder(everything)
+    time = 100.5 if stamp else 7.0
+    assert decode(decoder, data) == [expect(number)._replace(time=time) for number in range(50)]
+    assert (decoder.records, decoder.lost, decoder.ignored) == (50, 0, 0)
+
+
+@given(st.lists(st.tuples(st.sampled_from(LAYOUTS), st.booleans(), st.sampled_from([b"\2" * 8, b"\3" * 8]))))
+def test_shapes_may_mix(
+    chosen: list[tuple[tuple[str, Callable[[int], bytes], Callable[[int], Packet]], bool, bytes]],
+) -> None:
+    """Whatever the order of shapes, each message is read as if it came alone."""
+    data, expected = b"", []
+    for number, ((_, make, expect), stamped, mac) in enumerate(chosen):
+        data += record(make(number), number, (100, 500_000) if stamped else None, mac)
+        expected.append(expect(number)._replace(time=100.5 if stamped else 7.0))
+    assert decode(Decoder(everything), data) == expected
+
+
+def test_only_what_is_heeded_becomes_a_packet() -> None:
+    data = b"".join(record(LAYOUTS[0][1](number), number) for number in range(10))
+    asked = []
+
+    def heeds(src: bytes, proto: int, dport: int) -> bool:
+        asked.append((src, proto, dport))
+        return len(asked) % 2 == 0
+
+    decoder = Decoder(heeds)
+    assert [packet.sport for packet in decode(decoder, data)] == [1, 3, 5, 7, 9]
+    assert asked == [(V4[0], TCP, 7000)] * 10
+    assert decoder.records == 10
+
+
+@pytest.mark.parametrize(
+    ("numbers", "lost"),
+    [
+        pytest.param([0, 1, 2, 3], 0, id="none"),
+        pytest.param([5, 6], 0, id="the first number is whatever it is"),
+        pytest.param([0, 1, 5, 6], 3, id="a gap"),
+        pytest.param([0, 4, 5, 9], 6, id="two gaps"),
+        pytest.param([0xFFFFFFFE, 0xFFFFFFFF, 0, 1], 0, id="the number begins anew"),
+        pytest.param([0xFFFFFFFE, 2], 3, id="a gap where it does"),
+        pytest.param([7, 3, 4], 0, id="a number from before is no gap"),
+    ],
+)
+def test_t30_lost_records_are_counted(numbers: list[int], lost: int) -> None:
+    """T30: by the gap in NFLOG's own numbers, in bulk decoding and in single."""
+    data = b"".join(record(ipv4(TCP_SYN, 6), number) for number in numbers)
+    bulk, single = Decoder(everything), Decoder(everything)
+    decode(bulk, data)
+    for one in numbers:
+        decode(single, record(ipv4(TCP_SYN, 6), one))
+    assert (bulk.lost, single.lost) == (lost, lost)
+
+
+@given(st.binary(max_size=300))
+@settings(max_examples=300)
+def test_any_bytes_from_the_socket_are_packets_or_none(data: bytes) -> None:
+    """T26."""
+    decode(Decoder(everything), data)
+
+
+@given(st.lists(st.tuples(st.integers(0, 20), st.binary(max_size=60)), max_size=8), st.data())
+@settings(max_examples=300)
+def test_any_attributes_are_a_packet_or_none(parts: list[tuple[int, bytes]], data: st.DataObject) -> None:
+    """T26: also after honest messages have taught their shapes, with bytes of those changed, and cut anywhere."""
+    odd = message(0x400, 0, 0, bytes(4) + b"".join(attribute(kind, payload) for kind, payload in parts))
+    honest = bytearray(record(ipv4(TCP_SYN, 6), 1) + record(ipv6(UDP_ONE, 17), 2))
+    at = data.draw(st.integers(0, len(honest) - 1))
+    honest[at] = data.draw(st.integers(0, 255))
+    stream = record(ipv4(TCP_SYN, 6), 0) + record(ipv6(UDP_ONE, 17), 1) + bytes(honest) + odd
+    decode(Decoder(everything), stream[: data.draw(st.integers(0, len(stream)))])
+
+
+def test_fragments_and_short_packets_are_ignored_and_counted() -> None:
+    """T26."""
+    decoder = Decoder(everything)
+    short = [ipv4(TCP_SYN, 6)[:30], ipv4(TCP_SYN, 6, fragment=0x2000), b"", ipv4(TCP_SYN, 1)]
+    assert decode(decoder, b"".join(record(payload, number) for number, payload in enumerate(short))) == []
+    assert decoder.ignored == 4
