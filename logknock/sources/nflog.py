@@ -74,7 +74,10 @@ class _Marks(NamedTuple):
     payload: int
 
     def key(self, data: memoryview) -> bytes:
-        """What tells shapes apart: the fixed part; IP version; the protocol, and in IPv4 the fragment flags too."""
+        """What tells shapes apart: the fixed part; IP version; the protocol, and in IPv4 the fragment flags too.
+
+        `data` is at least as long as the message that the marks were learned from.
+        """
         at = self.payload
         first = data[at]
         if first >> 4 == 4:
@@ -82,97 +85,42 @@ class _Marks(NamedTuple):
         return bytes(data[: self.fixed]) + bytes((first, data[at + 6]))
 
 
-class Nflog:
-    """A bound NFLOG group. `read()` when `fileno()` is readable, `settle()` once a second; close() when done."""
+class Decoder:
+    """Netlink messages to Packets; counts what it sees. Holds no descriptor."""
 
-    def __init__(self, group: int, heeds: Heeds) -> None:
-        self.group = group
-        self.heeds = heeds
+    def __init__(self, heeds: Heeds) -> None:
+        self._heeds = heeds
         self.records = 0
         self.lost = 0
-        self.overruns = 0
         self.ignored = 0
         self._expected: int | None = None
         self._shapes: dict[bytes, _Shape] = {}
         self._marks: dict[int, _Marks] = {}
-        self._busy = False
-        self._records_at_settling = 0
-        self._buffer = bytearray(2 * _BATCH_BYTES)
-        self._view = memoryview(self._buffer)
-        self._socket = _open_group(group)
-        # The kernel stamps packets with the time of their coming as long as some socket asks for it. With the stamp
-        # a packet that waited (a stopped process, a full queue) is judged by when it came (T29).
-        self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
-        self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
 
-    def fileno(self) -> int:
-        """The descriptor to wait for."""
-        return self._socket.raw.fileno()
-
-    def close(self) -> None:
-        """Leave the group, which the kernel then gives to whoever asks."""
-        self._socket.close()
-        self._stamps.close()
-
-    def read(self, now: float) -> list[Packet]:
-        """The packets that have come and matter; `now` (seconds since the epoch) is the time of those without a stamp.
-
-        Never blocks. Losses are in `lost` (records the kernel could not deliver) and `overruns` (how often).
-        """
-        packets: list[Packet] = []
-        before = self.records
-        for _ in range(_DELIVERIES_PER_READ):
-            try:
-                length, (port, _groups) = self._socket.raw.recvfrom_into(self._buffer)
-            except BlockingIOError:
-                break
-            except OSError as error:
-                if error.errno != errno.ENOBUFS:
-                    raise
-                self.overruns += 1
-                continue
-            if port == 0:
-                self._decode(length, now, packets)
-            if self.records - before >= _RECORDS_PER_READ:
-                break
-        if not self._busy and self.records - before > _BUSY_ABOVE:
-            self._deliver(busy=True)
-        return packets
-
-    def settle(self) -> None:
-        """Go back to delivering each packet at once when the last second was quiet."""
-        if self._busy and self.records - self._records_at_settling < _QUIET_BELOW:
-            self._deliver(busy=False)
-        self._records_at_settling = self.records
-
-    def _deliver(self, *, busy: bool) -> None:
-        threshold = _BUSY if busy else _QUIET
-        with contextlib.suppress(OSError):  # unchanged is slower, not wrong
-            self._socket.raw.send(_config(self.group, 0, 0, _u32(_CFG_QTHRESH, threshold)))
-            self._busy = busy
-
-    def _decode(self, length: int, now: float, packets: list[Packet]) -> None:
+    def decode(self, data: memoryview, now: float, packets: list[Packet]) -> None:
+        """Append the packets in one delivery that `heeds` asks for; `now` is the time of those without a stamp."""
         at = 0
-        while at + netlink.HEADER.size <= length:
-            size, kind, *_ = netlink.HEADER.unpack_from(self._view, at)
-            if not netlink.HEADER.size <= size <= length - at:
+        while at + netlink.HEADER.size <= len(data):
+            size, kind, *_ = netlink.HEADER.unpack_from(data, at)
+            if not netlink.HEADER.size <= size <= len(data) - at:
                 self.ignored += 1
                 return
+            stride = netlink.align(size)
+            taken = 0
             if kind == _PACKET:
-                stride = netlink.align(size)
-                run = self._view[at : at + (length - at) // stride * stride]
-                marks = self._marks.get(size)
-                shape = self._shapes.get(marks.key(run)) if marks else None
-                taken = self._decode_run(shape, run, now, packets) if shape else 0
-                if taken:
-                    at += taken * stride
-                    continue
-                self._decode_one(self._view[at : at + size], now, packets)
-            at += netlink.align(size)
+                run = data[at : at + (len(data) - at) // stride * stride]
+                taken = self._decode_run(run, size, now, packets)
+                if not taken:
+                    self._decode_one(data[at : at + size], now, packets)
+            at += max(1, taken) * stride
 
-    def _decode_run(self, shape: _Shape, run: memoryview, now: float, packets: list[Packet]) -> int:
-        """Unpack messages for as long as they are of this shape; how many were."""
-        heeds, expected, proto, same = self.heeds, self._expected, shape.proto, shape.same
+    def _decode_run(self, run: memoryview, size: int, now: float, packets: list[Packet]) -> int:
+        """Unpack messages for as long as they are of the first one's shape; how many were, 0 if it is not known."""
+        marks = self._marks.get(size)
+        shape = self._shapes.get(marks.key(run)) if marks and run else None
+        if shape is None:
+            return 0
+        heeds, expected, proto, same = self._heeds, self._expected, shape.proto, shape.same
         taken = 0
         for a, seconds, micros, b, number, c, d, e, src, dst, sport, dport, flags in shape.unpack.iter_unpack(run):
             if (a, b, c, d, e) != same:
@@ -194,8 +142,7 @@ class Nflog:
         self.records += 1
         if len(found.get(_SEQUENCE, b"")) == 4:
             number = int.from_bytes(found[_SEQUENCE], "big")
-            if number != self._expected:
-                self._miss(self._expected, number)
+            self._miss(self._expected, number)
             self._expected = (number + 1) & 0xFFFFFFFF
         stamp = found.get(_TIMESTAMP, b"")
         time = now
@@ -205,23 +152,99 @@ class Nflog:
         if packet is None:
             self.ignored += 1
             return
-        if self.heeds(packet.src, packet.proto, packet.dport):
+        if self._heeds(packet.src, packet.proto, packet.dport):
             packets.append(packet)
-        self._learn(data)
+        learned = _shape(data)
+        if learned is not None:
+            if len(self._shapes) >= _MAX_SHAPES:
+                self._shapes.clear()
+            marks, shape = learned
+            self._marks[len(data)] = marks
+            self._shapes[marks.key(data)] = shape
 
     def _miss(self, expected: int | None, number: int) -> None:
+        """Count what a gap in the numbers says is missing; a number from before `expected` is no gap."""
         if expected is not None:
-            self.lost += (number - expected) & 0x7FFFFFFF
+            gap = (number - expected) & 0xFFFFFFFF
+            self.lost += gap if gap < 1 << 31 else 0
 
-    def _learn(self, data: memoryview) -> None:
-        learned = _shape(data)
-        if learned is None:
-            return
-        if len(self._shapes) >= _MAX_SHAPES:
-            self._shapes.clear()
-        marks, shape = learned
-        self._marks[len(data)] = marks
-        self._shapes[marks.key(data)] = shape
+
+class Nflog:
+    """A bound NFLOG group. `read()` when `fileno()` is readable, `settle()` once a second; close() when done."""
+
+    def __init__(self, group: int, heeds: Heeds) -> None:
+        self.group = group
+        self.overruns = 0
+        self.busy = False  # whether the kernel delivers many packets at a time
+        self._decoder = Decoder(heeds)
+        self._records_at_settling = 0
+        self._buffer = memoryview(bytearray(2 * _BATCH_BYTES))
+        self._socket = _open_group(group)
+        # The kernel stamps packets with the time of their coming as long as some socket asks for it. With the stamp
+        # a packet that waited (a stopped process, a full queue) is judged by when it came (T29).
+        self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+
+    @property
+    def records(self) -> int:
+        """How many records have been read."""
+        return self._decoder.records
+
+    @property
+    def lost(self) -> int:
+        """How many records the kernel could not deliver, by the gaps in their numbers (T30)."""
+        return self._decoder.lost
+
+    @property
+    def ignored(self) -> int:
+        """How many records held no packet that could be a knock."""
+        return self._decoder.ignored
+
+    def fileno(self) -> int:
+        """The descriptor to wait for."""
+        return self._socket.raw.fileno()
+
+    def close(self) -> None:
+        """Leave the group, which the kernel then gives to whoever asks."""
+        self._socket.close()
+        self._stamps.close()
+
+    def read(self, now: float) -> list[Packet]:
+        """The packets that have come and matter; `now` (seconds since the epoch) is the time of those without a stamp.
+
+        Never blocks, and returns before everything is read if that is much. Raises OSError if the socket fails.
+        """
+        packets: list[Packet] = []
+        before = self.records
+        for _ in range(_DELIVERIES_PER_READ):
+            try:
+                length, (port, _groups) = self._socket.raw.recvfrom_into(self._buffer)
+            except BlockingIOError:
+                break
+            except OSError as error:
+                if error.errno != errno.ENOBUFS:
+                    raise
+                self.overruns += 1
+                continue
+            if port == 0:
+                self._decoder.decode(self._buffer[:length], now, packets)
+            if self.records - before >= _RECORDS_PER_READ:
+                break
+        if not self.busy and self.records - before > _BUSY_ABOVE:
+            self._deliver(busy=True)
+        return packets
+
+    def settle(self) -> None:
+        """Go back to delivering each packet at once when the last second was quiet."""
+        if self.busy and self.records - self._records_at_settling < _QUIET_BELOW:
+            self._deliver(busy=False)
+        self._records_at_settling = self.records
+
+    def _deliver(self, *, busy: bool) -> None:
+        threshold = _BUSY if busy else _QUIET
+        with contextlib.suppress(OSError):  # unchanged is slower, not wrong
+            self._socket.raw.send(_config(self.group, 0, 0, _u32(_CFG_QTHRESH, threshold)))
+            self.busy = busy
 
 
 def _shape(data: memoryview) -> tuple[_Marks, _Shape] | None:

@@ -1,0 +1,108 @@
+"""The house as DESIGN draws it: who may know whom, and who may touch the world."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+PACKAGE = Path(__file__).parent.parent / "logknock"
+
+# A room, and the rooms it may know. Siblings do not know each other; no arrow points back up.
+BASE = {"errors"}
+ALLOWED: dict[str, set[str]] = {
+    "__init__": set(),
+    "__main__": {"cli"},
+    "errors": set(),
+    "packet": set(),
+    "netlink": set(),
+    "knock": {"packet"},
+    "client": BASE | {"knock", "packet"},
+    "config": BASE | {"knock", "packet"},
+    "report": {"knock", "packet"},
+    "sources": BASE | {"netlink", "packet"},
+    "firewall.sets": BASE | {"knock", "netlink"},
+    "firewall.ruleset": BASE | {"config", "knock", "netlink", "packet"},
+    "firewall": set(),
+    "daemon": BASE | {"__init__", "config", "firewall.sets", "knock", "packet", "report", "sources"},
+    "cli": BASE | {"__init__", "cli", "client", "config", "daemon", "demo", "firewall.ruleset", "knock", "report"},
+    "demo": BASE | {"config", "client", "knock", "packet"},
+}
+
+# The core knows no clock and no world.
+PURE = {
+    "packet": {"ipaddress", "typing"},
+    "knock": {"collections", "dataclasses", "enum", "itertools", "struct", "typing"},
+}
+
+# Who may start another program. The daemon is not among them: no byte of a packet ever reaches a shell (T35).
+STARTS_PROGRAMS = {"demo", "cli.demo", "firewall.ruleset", "cli.rules"}
+
+
+def modules() -> dict[str, Path]:
+    return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in PACKAGE.rglob("*.py")}
+
+
+def imports(name: str) -> tuple[set[str], set[str]]:
+    """The modules of ours, and the top names of others, that a module imports anywhere in it."""
+    ours, others = set(), set()
+    package = name.split(".")[:-1]
+    for node in ast.walk(ast.parse(modules()[name].read_text())):
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add((node.module or "").split(".")[0])
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - (node.level - 1)] + (node.module.split(".") if node.module else [])
+            for alias in node.names:
+                full = ".".join([*base, alias.name])
+                ours.add(full if full in modules() else ".".join(base) or "__init__")
+    return ours, others
+
+
+def room(name: str) -> str:
+    """The room that a module belongs to: itself, or the folder where all of a folder's modules are alike."""
+    return name if name in ALLOWED else name.split(".")[0]
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_no_module_knows_what_it_should_not(name: str) -> None:
+    known = {room(found.removesuffix(".__init__")) for found in imports(name)[0]}
+    if room(name) in known and room(name) != "cli":
+        pytest.fail(f"{name} imports a sibling")
+    assert known <= ALLOWED[room(name)], f"{name} must not know {known - ALLOWED[room(name)]}"
+
+
+@pytest.mark.parametrize("name", sorted(PURE))
+def test_the_core_knows_no_clock_and_no_world(name: str) -> None:
+    assert imports(name)[1] <= PURE[name]
+
+
+@pytest.mark.parametrize("name", sorted(modules()))
+def test_t35_only_these_start_programs(name: str) -> None:
+    """T35: what reads packets and logs cannot start anything, so nothing from them reaches a shell."""
+    tree = ast.parse(modules()[name].read_text())
+    starters = {
+        "system",
+        "popen",
+        "execv",
+        "execvp",
+        "execve",
+        "execvpe",
+        "execl",
+        "execlp",
+        "spawnv",
+        "posix_spawn",
+        "fork",
+    }
+    starts = "subprocess" in imports(name)[1] or any(
+        isinstance(node, ast.Attribute) and node.attr in starters for node in ast.walk(tree)
+    )
+    shells = any(isinstance(node, ast.keyword) and node.arg == "shell" for node in ast.walk(tree))
+    assert not shells
+    assert not starts or name in STARTS_PROGRAMS
+
+
+def test_the_daemon_holds_no_verb_but_add_delete_and_list() -> None:
+    """Rules are loaded by a person, with `logknock rules`: the daemon cannot lock anybody out."""
+    assert "firewall.ruleset" not in imports("daemon")[0]
+    assert "nftables" not in set().union(*(imports(name)[1] for name in ("daemon", "firewall.sets", "report")))

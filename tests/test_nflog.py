@@ -1,0 +1,141 @@
+"""The NFLOG source against the real kernel."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from logknock.errors import NO_PERMISSION, UNAVAILABLE, SourceError
+from logknock.packet import SYN, TCP, UDP, Packet
+from logknock.sources.nflog import Nflog
+
+from .e2e.world import SPOOF, until
+from .netns import Host
+
+LOG_ALL = """
+table inet t { chain c { type filter hook prerouting priority mangle; policy accept;
+	meta l4proto { tcp, udp, sctp } log group 5 prefix "whatever it is" drop
+}; }
+"""
+
+FLOOD = """
+import socket, sys
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
+    s.connect((sys.argv[1], 9))
+    for _ in range(int(sys.argv[2])):
+        s.send(b"x")
+"""
+
+
+def everything(src: bytes, proto: int, dport: int) -> bool:
+    return True
+
+
+@pytest.fixture
+def source(hosts: tuple[Host, Host]) -> Iterator[Nflog]:
+    gateway, _ = hosts
+    gateway.nft(LOG_ALL)
+    with gateway.inside():
+        found = Nflog(5, everything)
+    yield found
+    found.close()
+
+
+def collect(source: Nflog, enough: Callable[[list[Packet]], bool]) -> list[Packet]:
+    packets: list[Packet] = []
+
+    def more() -> bool:
+        packets.extend(source.read(time.time()))
+        return enough(packets)
+
+    until(more, "packets from the kernel")
+    return packets
+
+
+def test_packets_of_both_families_and_protocols(hosts: tuple[Host, Host], source: Nflog) -> None:
+    gateway, client = hosts
+    words = [f"{src}>{to}:{port}/{proto}"
+             for src, to in (("198.51.100.7", gateway.ipv4), ("fd98::7", gateway.ipv6))
+             for port, proto in ((7000, "tcp"), (9000, "udp"))]  # fmt: skip
+    before = time.time()
+    client.python(SPOOF, *words)
+    packets = collect(source, lambda found: len(found) >= 4)
+    assert {(len(p.src), p.proto, p.dport, p.flags) for p in packets} == {
+        (size, proto, port, flags) for size in (4, 16) for proto, port, flags in ((TCP, 7000, SYN), (UDP, 9000, 0))
+    }
+    assert all(before - 1 < packet.time <= time.time() for packet in packets)
+    assert source.ignored == source.lost == 0
+
+
+def test_a_record_without_a_packet_of_ours_is_counted_and_passed_over(hosts: tuple[Host, Host], source: Nflog) -> None:
+    """T26: SCTP stands for whatever else a firewall logs."""
+    gateway, client = hosts
+    client.python(
+        "import socket, sys\nsocket.socket(socket.AF_INET, socket.SOCK_RAW, 132).sendto(bytes(40), (sys.argv[1], 0))",
+        gateway.ipv4,
+    )
+    client.python(SPOOF, f"198.51.100.7>{gateway.ipv4}:7000/tcp")
+    (packet,) = collect(source, lambda found: bool(found))
+    assert packet.dport == 7000
+    assert source.ignored == 1
+
+
+def test_a_flood_comes_in_batches_and_quiet_returns(hosts: tuple[Host, Host], source: Nflog) -> None:
+    gateway, client = hosts
+    assert not source.busy
+    flood = client.start("python3", "-c", FLOOD, gateway.ipv4, "100000")
+    collect(source, lambda _: source.busy)
+    flood.wait(60)
+    collect(source, lambda _: source.read(time.time()) == [])
+    source.settle()
+    source.settle()
+    assert not source.busy
+    sent = time.time()
+    client.python(SPOOF, f"198.51.100.7>{gateway.ipv4}:7000/tcp")
+    packets = collect(source, lambda found: any(packet.dport == 7000 for packet in found))
+    assert packets[-1].time >= sent - 1
+
+
+def test_t30_what_the_kernel_could_not_deliver_is_counted(hosts: tuple[Host, Host], source: Nflog) -> None:
+    """T30: nobody reads while more comes than the queue holds; afterwards the sum is right to the record."""
+    gateway, client = hosts
+    sent = 0
+    while sent < 600_000 and not dropped(gateway):
+        client.python(FLOOD, gateway.ipv4, "30000")
+        sent += 30_000
+    collect(source, lambda _: source.read(time.time()) == [])
+    client.python(FLOOD, gateway.ipv4, "1")
+    collect(source, lambda found: bool(found))
+    assert source.lost > 0
+    assert source.overruns > 0
+    assert source.records + source.lost == sent + 1
+
+
+def dropped(host: Host) -> bool:
+    """Whether the kernel has dropped messages to a netfilter socket of this host (family 12; drops are column 9)."""
+    rows = [line.split() for line in host.run("cat", "/proc/net/netlink").stdout.splitlines()[1:]]
+    return any(row[1] == "12" and int(row[8]) for row in rows)
+
+
+def test_a_group_has_one_reader(hosts: tuple[Host, Host], source: Nflog) -> None:
+    gateway, _ = hosts
+    with gateway.inside(), pytest.raises(SourceError, match="NFLOG group 5 is held by another process") as caught:
+        Nflog(5, everything)
+    assert caught.value.exit_code == UNAVAILABLE
+    assert "another number" in caught.value.hint
+
+
+def test_a_group_is_free_again_after_close(hosts: tuple[Host, Host], source: Nflog) -> None:
+    source.close()
+    with hosts[0].inside():
+        Nflog(5, everything).close()
+
+
+def test_without_rights(hosts: tuple[Host, Host]) -> None:
+    code = "from logknock.errors import SourceError\nfrom logknock.sources.nflog import Nflog\n" \
+        "try: Nflog(5, lambda *_: True)\nexcept SourceError as e: print(e.exit_code, e.message, e.hint)"  # fmt: skip
+    done = hosts[0].run("setpriv", "--bounding-set=-net_admin", "--", sys.executable, "-c", code)
+    assert done.stdout.startswith(
+        f"{NO_PERMISSION} NFLOG group 5 cannot be read: Operation not permitted CAP_NET_ADMIN"
+    )
