@@ -50,10 +50,11 @@ class Daemon:
         self._counters = Counters()
         self._config = load(config_path)
         self._take_doors()
+        self._matcher = Matcher(self._config.doors)
+        # The first netlink socket of a process has its id as port, by which the next one learns who holds the group.
+        self._source = Nflog(self._config.group, self._matcher.heeds)
         self._sets = Sets()
         self._sets.use(self._config.doors)
-        self._matcher = Matcher(self._config.doors)
-        self._source = Nflog(self._config.group, self._matcher.heeds)
         self._trouble = ""  # what the firewall refused last, until it works again
         self._told_lost = 0
         self._ticks = 0
@@ -84,17 +85,14 @@ class Daemon:
         self._tell("stopped; open doors close on time by themselves")
 
     def _on_readable(self) -> None:
-        now = time.time()
         try:
-            packets = self._source.read(now)
+            self._source.read(time.time(), self._receive)
         except OSError as error:
             self._tell(f"NFLOG group {self._source.group} cannot be read: {error.strerror}", Level.ERROR)
-            return
-        for packet in packets:
-            self._receive(packet, now)
 
-    def _receive(self, packet: Packet, now: float) -> None:
+    def _receive(self, packet: Packet) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
+        now = time.time()
         if packet.time <= now - self._too_old:
             self._counters.stale += 1  # it waited too long somewhere to mean anything now (T29)
             return
@@ -125,7 +123,9 @@ class Daemon:
         if reason is not None:
             self._counters.refused += 1
             return [report.refused(grant, reason)]
-        self._sets.open(self._doors[grant.door], grant, now)
+        # The door's time begins when it opens, which is when its elements' time begins.
+        door = self._doors[grant.door]
+        self._sets.open(door, grant._replace(expires=now + door.timeout), now)
         self._counters.opened += 1
         return []
 

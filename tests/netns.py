@@ -8,6 +8,7 @@ import itertools
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -63,6 +64,14 @@ class Host:
         return self.run("nft", "-f", "-", input=script).stdout
 
 
+def _wait_for_link(host: Host) -> None:
+    """Until the kernel has noticed that the other end is there, packets over IPv6 get lost."""
+    end = time.monotonic() + 20
+    while '"operstate":"UP"' not in host.run("ip", "-j", "link", "show", "eth0").stdout:
+        assert time.monotonic() < end, f"{host.name}: the link does not come up"
+        time.sleep(0.02)
+
+
 def _setns(descriptor: int) -> None:
     clone_newnet = 0x40000000
     if ctypes.CDLL(None, use_errno=True).setns(descriptor, clone_newnet):
@@ -85,9 +94,10 @@ def pair() -> Iterator[tuple[Host, Host]]:
     try:
         for host in (gateway, client):
             _ip("netns", "add", host.name)
+            # No duplicate address detection: an address is usable at once.
+            host.run("sh", "-c", "for c in all default; do echo 0 > /proc/sys/net/ipv6/conf/$c/accept_dad; done")
         _ip("link", "add", "eth0", "netns", gateway.name, "type", "veth", "peer", "name", "eth0", "netns", client.name)
         for host in (gateway, client):
-            # No duplicate address detection: the address is usable at once.
             _ip("-n", host.name, "addr", "add", f"{host.ipv4}/24", "dev", "eth0")
             _ip("-n", host.name, "addr", "add", f"{host.ipv6}/64", "dev", "eth0", "nodad")
             _ip("-n", host.name, "link", "set", "lo", "up")
@@ -95,6 +105,8 @@ def pair() -> Iterator[tuple[Host, Host]]:
         for net in ("198.51.100.0/24", "203.0.113.0/24"):
             _ip("-n", gateway.name, "route", "add", net, "via", client.ipv4)
         _ip("-n", gateway.name, "-6", "route", "add", "fd98::/32", "via", client.ipv6)
+        for host in (gateway, client):
+            _wait_for_link(host)
         yield gateway, client
     finally:
         for host in (gateway, client):

@@ -435,5 +435,5 @@ def test_a_service_reads_back_as_written(protocol: str, port: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "syn,", "syn,syn", "syn,!syn", "xmas", "!"])
 def test_what_are_no_tcp_flags(text: str) -> None:
-    with pytest.raises(ValueError, match="no TCP flag|twice"):
+    with pytest.raises(ValueError, match=r"no TCP flag|twice"):
         TcpFlags.parse(text)

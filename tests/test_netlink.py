@@ -45,7 +45,7 @@ DONE = message(netlink.NLMSG_DONE, 2, 0, bytes(4))
 
 def decode(decoder: Decoder, data: bytes) -> list[Packet]:
     packets: list[Packet] = []
-    decoder.decode(memoryview(data), 7.0, packets)
+    decoder.decode(memoryview(data), 7.0, packets.append)
     return packets
 
 
@@ -196,3 +196,21 @@ def test_fragments_and_short_packets_are_ignored_and_counted() -> None:
     short = [ipv4(TCP_SYN, 6)[:30], ipv4(TCP_SYN, 6, fragment=0x2000), b"", ipv4(TCP_SYN, 1)]
     assert decode(decoder, b"".join(record(payload, number) for number, payload in enumerate(short))) == []
     assert decoder.ignored == 4
+
+
+def test_what_is_heeded_may_change_from_packet_to_packet() -> None:
+    """Knocks that come in one delivery are all heard: the first of them makes the others matter."""
+    live: set[bytes] = set()
+    packets: list[Packet] = []
+
+    def receive(packet: Packet) -> None:
+        live.add(packet.src)
+        packets.append(packet)
+
+    def heeds(src: bytes, proto: int, dport: int) -> bool:
+        return dport == 7000 or src in live
+
+    payloads = [ipv4(UDP_ONE, 17), ipv4(TCP_SYN, 6), ipv4(UDP_ONE, 17), ipv4(UDP_ONE, 17)]
+    data = b"".join(record(payload, number) for number, payload in enumerate(payloads * 2))
+    Decoder(heeds).decode(memoryview(data), 7.0, receive)
+    assert [packet.dport for packet in packets] == [7000, 9000, 9000, 9000, 7000, 9000, 9000]

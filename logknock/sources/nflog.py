@@ -55,7 +55,9 @@ _MAX_SHAPES = 256
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMP = 29
 
+# Whether a packet from a source, of a protocol, to a port, can change anything at this moment.
 Heeds = Callable[[bytes, int, int], bool]
+Receive = Callable[[Packet], None]
 
 
 class _Shape(NamedTuple):
@@ -97,8 +99,11 @@ class Decoder:
         self._shapes: dict[bytes, _Shape] = {}
         self._marks: dict[int, _Marks] = {}
 
-    def decode(self, data: memoryview, now: float, packets: list[Packet]) -> None:
-        """Append the packets in one delivery that `heeds` asks for; `now` is the time of those without a stamp."""
+    def decode(self, data: memoryview, now: float, receive: Receive) -> None:
+        """Hand the packets of one delivery that `heeds` asks for to `receive`; `now` is the time of unstamped ones.
+
+        One by one, since what is received decides what is heeded next.
+        """
         at = 0
         while at + netlink.HEADER.size <= len(data):
             size, kind, *_ = netlink.HEADER.unpack_from(data, at)
@@ -109,12 +114,12 @@ class Decoder:
             taken = 0
             if kind == _PACKET:
                 run = data[at : at + (len(data) - at) // stride * stride]
-                taken = self._decode_run(run, size, now, packets)
+                taken = self._decode_run(run, size, now, receive)
                 if not taken:
-                    self._decode_one(data[at : at + size], now, packets)
+                    self._decode_one(data[at : at + size], now, receive)
             at += max(1, taken) * stride
 
-    def _decode_run(self, run: memoryview, size: int, now: float, packets: list[Packet]) -> int:
+    def _decode_run(self, run: memoryview, size: int, now: float, receive: Receive) -> int:
         """Unpack messages for as long as they are of the first one's shape; how many were, 0 if it is not known."""
         marks = self._marks.get(size)
         shape = self._shapes.get(marks.key(run)) if marks and run else None
@@ -131,12 +136,12 @@ class Decoder:
             expected = (number + 1) & 0xFFFFFFFF
             if heeds(src, proto, dport):
                 time = seconds + micros / 1_000_000 if shape.timed else now
-                packets.append(Packet(time, src, dst, proto, sport, dport, flags or 0))
+                receive(Packet(time, src, dst, proto, sport, dport, flags or 0))
         self._expected = expected
         self.records += taken
         return taken
 
-    def _decode_one(self, data: memoryview, now: float, packets: list[Packet]) -> None:
+    def _decode_one(self, data: memoryview, now: float, receive: Receive) -> None:
         """Walk one message's attributes, and learn its shape."""
         found = netlink.attributes(data[netlink.HEADER.size + 4 :])
         self.records += 1
@@ -153,7 +158,7 @@ class Decoder:
             self.ignored += 1
             return
         if self._heeds(packet.src, packet.proto, packet.dport):
-            packets.append(packet)
+            receive(packet)
         learned = _shape(data)
         if learned is not None:
             if len(self._shapes) >= _MAX_SHAPES:
@@ -209,12 +214,11 @@ class Nflog:
         self._socket.close()
         self._stamps.close()
 
-    def read(self, now: float) -> list[Packet]:
-        """The packets that have come and matter; `now` (seconds since the epoch) is the time of those without a stamp.
+    def read(self, now: float, receive: Receive) -> None:
+        """Hand over what has come and matters; `now` (seconds since the epoch) is the time of packets without a stamp.
 
         Never blocks, and returns before everything is read if that is much. Raises OSError if the socket fails.
         """
-        packets: list[Packet] = []
         before = self.records
         for _ in range(_DELIVERIES_PER_READ):
             try:
@@ -227,12 +231,11 @@ class Nflog:
                 self.overruns += 1
                 continue
             if port == 0:
-                self._decoder.decode(self._buffer[:length], now, packets)
+                self._decoder.decode(self._buffer[:length], now, receive)
             if self.records - before >= _RECORDS_PER_READ:
                 break
         if not self.busy and self.records - before > _BUSY_ABOVE:
             self._deliver(busy=True)
-        return packets
 
     def settle(self) -> None:
         """Go back to delivering each packet at once when the last second was quiet."""

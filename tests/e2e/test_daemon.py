@@ -61,7 +61,7 @@ def test_wrong_knocks_open_nothing_and_a_retry_does(world: World, services: tupl
     world.apply()
     with world.daemon() as daemon:
         world.knock(*services)
-        until(lambda: daemon.counter("records") >= len(services), "the records")
+        until(lambda: daemon.counter("records") >= 2, "the records")
         assert not daemon.says("OPEN SESAME")
         assert world.granted() == {}
         world.knock(*KNOCKS)
@@ -174,7 +174,8 @@ def test_t29_a_backlog_opens_nothing(world: World) -> None:
         world.knock(*KNOCKS)
         until(lambda: time.monotonic() > sent + 3, "the backlog to grow old")
         daemon.signal(signal.SIGCONT)
-        until(lambda: daemon.counter("too old") == 3, "the backlog to be read")
+        until(lambda: daemon.counter("records") == 4, "the backlog to be read")
+        assert daemon.counter("too old") > 0
         assert not daemon.says("OPEN SESAME")
 
 
@@ -372,11 +373,10 @@ os.execv(sys.argv[1], sys.argv[1:])
 """
 
 
-def test_a_kernel_without_nftables_is_one_clear_error(world: World) -> None:
+def test_a_kernel_without_netfilter_is_one_clear_error(world: World) -> None:
     done = world.gateway.python(WITHOUT_NETFILTER, *_logknock(world), check=False)
     assert done.returncode == 69, done.stderr
-    assert done.stderr.startswith("logknock: no netlink socket: Protocol not supported\nhint: ")
-    assert "nftables" in done.stderr
+    assert done.stderr.startswith("logknock: NFLOG is not available: Protocol not supported\nhint: the kernel needs ")
 
 
 def _logknock(world: World) -> list[str]:

@@ -35,7 +35,7 @@ async def talk(reader, writer):
         writer.write(line)
         await writer.drain()
 async def main():
-    async with await asyncio.start_server(talk, "::", int(sys.argv[1])) as server:
+    async with await asyncio.start_server(talk, None, int(sys.argv[1])) as server:
         print("listening", flush=True)
         await server.serve_forever()
 asyncio.run(main())
