@@ -1,0 +1,74 @@
+"""Real nmap against the real rules and the real daemon: a scan is no knock, in whatever order and at whatever rate."""
+
+import pytest
+
+from .world import World, until
+
+# All over TCP, and ascending: what a scan would open at once if nothing but the knock ports were logged.
+DOOR = """
+[doors.ssh]
+sequence = ["7000/tcp", "7010/tcp", "7020/tcp"]
+opens = ["22/tcp"]
+timeout = "30s"
+seq_timeout = "1h"
+"""
+
+FULL_SCANS = 24
+
+
+def scan(world: World, number: int, *options: str, ports: str = "-") -> None:
+    """One scan, each from a source of its own, so that none is deaf from the one before."""
+    source = f"198.51.100.{number + 1}"
+    world.client.run("ip", "addr", "add", f"{source}/32", "dev", "lo", check=False)
+    options = ("-e", "eth0", "-S", source, "-Pn", "-n", "--max-retries", "0", "-p", ports, *options)
+    world.client.run("nmap", "-sS", *options, world.gateway.ipv4, timeout=120)
+
+
+def test_t1_full_scans_in_ascending_order_open_nothing(world: World) -> None:
+    """T1."""
+    world.configure(DOOR)
+    world.apply()
+    with world.daemon() as daemon:
+        for number in range(3):
+            scan(world, number, "-r", "-T5", "--min-rate", "20000")
+        until(lambda: daemon.counter("records") >= 3 * 40, "what a source is heard of before it is deaf")
+        assert world.granted() == {}
+        assert not daemon.says("OPEN SESAME")
+
+
+def test_t2_full_scans_in_random_order_open_nothing(world: World) -> None:
+    """T2: nmap's own random order."""
+    world.configure(DOOR)
+    world.apply()
+    with world.daemon() as daemon:
+        for number in range(FULL_SCANS):
+            scan(world, number, "-T5", "--min-rate", "20000")
+        until(lambda: daemon.counter("records") >= FULL_SCANS * 40, "what each source is heard of")
+        assert world.granted() == {}
+        assert not daemon.says("OPEN SESAME")
+
+
+@pytest.mark.parametrize("order", [("-r",), ()], ids=["ascending", "random"])
+@pytest.mark.parametrize("rate", ["10", "20", "30", "200"])
+def test_t1_t2_scans_around_the_limiters_own_rate_open_nothing(world: World, order: tuple[str, ...], rate: str) -> None:
+    """T1, T2: fast enough to be told from a person, slow enough to be heard in full, and both sides of the line.
+
+    The ports about the knock ports, of which each second one at least is watched: there the limiter could sample.
+    """
+    world.configure(DOOR)
+    world.apply()
+    with world.daemon() as daemon:
+        scan(world, 0, *order, "--min-rate", rate, "--max-rate", rate, ports="6990-7030")
+        until(lambda: daemon.counter("records") >= 3, "some of the scan")
+        assert world.granted() == {}
+        assert not daemon.says("OPEN SESAME")
+
+
+def test_t3_without_traps_check_says_what_a_scan_would_do(world: World) -> None:
+    """T3, and the proof that these tests can fail: with traps switched off the same ascending scan opens the door."""
+    world.configure(DOOR + "[firewall]\ntraps = 0\n")
+    assert "scan" in world.gateway.logknock("check", "-c", str(world.config)).stderr
+    world.apply()
+    with world.daemon() as daemon:
+        scan(world, 0, "-r", "--max-rate", "20", ports="6990-7030")
+        daemon.wait_for("198.51.100.1: ssh: OPEN SESAME")
