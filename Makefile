@@ -15,13 +15,17 @@ INSTALL = @missing="$(call MISSING,$(1))"; if [ -n "$$missing" ]; then \
 	  $(SUDO) apt-get update -q && \
 	  $(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends $$missing; fi
 
-.PHONY: help setup setup-test demo test lint bench clean
+PREFIX := /opt/logknock
+COMMAND := /usr/local/bin/logknock
+
+.PHONY: help setup setup-test demo test lint bench install uninstall clean
 
 help:
 	@echo "make demo    see a knock open a door, in network namespaces of its own"
 	@echo "make test    the whole test suite (root, or a user with sudo)"
 	@echo "make lint    ruff and mypy"
 	@echo "make bench   figures beside knockd's, as a table and in bench.json"
+	@echo "make install puts the program into $(PREFIX) and the command at $(COMMAND); make uninstall removes both"
 
 # --no-install-recommends matters for knockd: it is a peer in tests, never a service of this host.
 setup: $(VENV)/.runs
@@ -32,11 +36,11 @@ setup-test: $(VENV)/.tests
 $(VENV)/.runs: pyproject.toml
 	$(call INSTALL,$(RUN_PACKAGES))
 	/usr/bin/python3 -m venv --system-site-packages $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable .
+	$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable .
 	touch $@
 
 $(VENV)/.tests: $(VENV)/.runs
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev]'
 	touch $@
 
 demo: setup
@@ -52,6 +56,15 @@ lint: setup-test
 
 bench: setup-test
 	$(SUDO) env PATH="$(PATH)" PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m tests.bench $(ARGS)
+
+install:
+	$(call INSTALL,$(RUN_PACKAGES))
+	$(SUDO) /usr/bin/python3 -m venv --clear --system-site-packages $(PREFIX)
+	$(SUDO) $(PREFIX)/bin/pip install --quiet --disable-pip-version-check --root-user-action=ignore .
+	$(SUDO) ln -sfn $(PREFIX)/bin/logknock $(COMMAND)
+
+uninstall:
+	$(SUDO) rm -rf $(PREFIX) $(COMMAND)
 
 clean:
 	rm -rf $(VENV) dist build bench.json
