@@ -20,6 +20,10 @@ class LogknockError(Exception):
         self.hint = hint
         self.exit_code = exit_code
 
+    def report(self) -> list[str]:
+        """The lines to print, or to log."""
+        return [f"logknock: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
+
 
 class FirewallError(LogknockError):
     """The kernel's packet filter, or libnftables, refused something; the message holds its own words."""

@@ -60,7 +60,7 @@ class Service(NamedTuple):
 def parse_port(digits: str, shown: str) -> int:
     """A port in decimal, 1-65535, with no sign, blank or other script's digits; `shown` is what the error quotes."""
     if not (digits.isascii() and digits.isdigit()):
-        raise ValueError(f"{shown!r}: {digits!r} is no port number")
+        raise ValueError((f"{shown!r}: " if shown != digits else "") + f"{digits!r} is no port number")
     if len(digits) > 5 or not 1 <= int(digits) <= 65535:
         raise ValueError(f"{shown} is no port (1-65535)")
     return int(digits)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from logknock.errors import BAD_CONFIG, NO_PERMISSION
+from logknock.errors import BAD_CONFIG, NO_PERMISSION, LogknockError
 
 DOOR = '[doors.ssh]\nsequence = ["7000/tcp", "9000/udp", "8000/tcp"]\nopens = ["22/tcp"]\n'
 SHORT = '[doors.b]\nsequence = ["7000/tcp"]\ncloses = ["ssh"]\n'
@@ -189,6 +189,18 @@ def test_a_file_name_of_any_bytes_is_told_and_leaves_the_terminal_alone(tmp_path
     assert done.returncode == (0 if text else BAD_CONFIG)
     assert "Traceback" not in done.stderr
     assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+
+
+@pytest.mark.parametrize(
+    ("error", "lines"),
+    [
+        pytest.param(LogknockError("no"), ["logknock: no"], id="an error without a hint is one line"),
+        pytest.param(LogknockError("no", "try"), ["logknock: no", "hint: try"], id="a hint is a line of its own"),
+    ],
+)
+def test_an_error_is_reported_in_lines(error: LogknockError, lines: list[str]) -> None:
+    """What every command prints."""
+    assert error.report() == lines
 
 
 def test_the_help_shows_an_example() -> None:

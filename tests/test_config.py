@@ -4,8 +4,9 @@ import os
 import random
 import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from ipaddress import ip_network
+from itertools import permutations
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from logknock.config import MAX_BYTES, Config, ConfigError, Firewall, PortRange, find_lines, load, parse_duration
-from logknock.knock import MAX_SEQUENCE, Door, Service, SetName, TcpFlags
-from logknock.packet import FIN, SYN, TCP, UDP
+from logknock.knock import MAX_SEQUENCE, Door, Granted, Matcher, Service, SetName, TcpFlags
+from logknock.packet import FIN, SYN, TCP, UDP, Packet
 
 from .netns import Host, pair
 
-DOOR = '[doors.ssh]\nsequence = ["7000/tcp", "9000/udp", "8000/tcp"]\nopens = ["22/tcp"]\n'
-DOOR_LINES = DOOR.count("\n")
+STEPS = '["7000/tcp", "9000/udp", "8000/tcp"]'
+DOOR = f'[doors.ssh]\nsequence = {STEPS}\nopens = ["22/tcp"]\n'
+MOST = ", ".join(f'"{7000 + number}/tcp"' for number in range(MAX_SEQUENCE))
 PAGE = Path(__file__).parent.parent / "docs/reference/logknock.toml.md"
 NOBODY = 65534
 
@@ -105,6 +107,21 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
     assert config.knocked == {service for door in config.doors for service in door.sequence}
 
 
+def test_the_longest_sequence_is_allowed(tmp_path: Path) -> None:
+    """The limit itself."""
+    assert len(load(write(tmp_path, DOOR.replace(STEPS, f"[{MOST}]"))).doors[0].sequence) == MAX_SEQUENCE
+
+
+def test_a_knock_may_be_on_a_service_that_is_opened_and_not_guarded(tmp_path: Path) -> None:
+    """logknock sees such packets if the administrator's own rules log them."""
+    text = (
+        f"{DOOR}guard = false\nsets = ['ip t s']\n[doors.b]\nsequence = ['22/tcp', '9/tcp', '5/tcp']\ncloses = ['ssh']"
+    )
+    config = load(write(tmp_path, text))
+    assert config.guarded == frozenset()
+    assert Service(TCP, 22) in config.knocked
+
+
 def test_networks_that_overlap_become_one(tmp_path: Path) -> None:
     """nft refuses a set of networks that overlap."""
     path = write(tmp_path, DOOR + '[firewall]\ntrusted = ["10.1.0.0/16", "10.0.0.0/8", "::1", "10.0.0.0/8"]')
@@ -178,11 +195,10 @@ SET_HINT = 'write family (ip, ip6, inet), table and name: "inet filter allowed4"
 NAME_HINT = "letters, digits and _ . / -, the first a letter, _ or ."
 GUARDED = "22/tcp is guarded, since door ssh opens it: a packet to it is no knock"
 GUARDED_HINT = "knock on a port that no door opens"
-MANY = ", ".join(f'"{7000 + number}/tcp"' for number in range(MAX_SEQUENCE + 1))
 DOORS: Claims = {
     "a misspelt key gets the nearest one": ('opnes = ["22/tcp"]', "unknown key", "did you mean opens?"),
     "a sequence without a knock": ("sequence = []", "has no knock", "three knocks are a good beginning"),
-    "a sequence that is too long": (f"sequence = [{MANY}]", "has 33 elements, and 32 are the most", ""),
+    "a sequence that is too long": (f'sequence = [{MOST}, "9/udp"]', "has 33 elements, and 32 are the most", ""),
     "a port above 65535": ('sequence = ["70000/tcp"]', "70000/tcp is no port (1-65535)", ""),
     "port 0": ('sequence = ["0/tcp"]', "0/tcp is no port (1-65535)", ""),
     "a port without its protocol": ("sequence = [7000]", "7000 has no protocol", 'write "7000/tcp" or "7000/udp"'),
@@ -199,6 +215,7 @@ DOORS: Claims = {
     "a duration without its unit": ('timeout = "30"', "'30' has no unit", 'write "30s"'),
     "a fraction as a duration": ("timeout = 1.5", "must be text, not a number", f'{TEXT_HINT}"30s"'),
     "a duration in weeks": ('timeout = "1w"', "'1w' is no duration", UNIT_HINT),
+    "a duration in other digits": ('timeout = "\u0663\u0660s"', "'\u0663\u0660s' is no duration", UNIT_HINT),
     "no duration at all": ('timeout = ""', "'' is no duration", UNIT_HINT),
     "a timeout under a second": ('timeout = "999ms"', "999ms is out of range (1s-365d)", ""),
     "a timeout over a year": ('timeout = "365d1ms"', "365d1ms is out of range (1s-365d)", ""),
@@ -236,7 +253,6 @@ NO_DOOR_HINT = (
 )
 DOOR_NAME_HINT = "up to 63 letters, digits and . _ -, the first a letter or a digit"
 REST = DOOR.partition("\n")[2]
-STEPS = '["1/tcp", "3/tcp", "2/tcp"]'
 NO_DOOR = "it begins with a line [doors.NAME]"
 # Claim: (a file, what is wrong with it, the hint).
 TABLES: Claims = {
@@ -367,7 +383,7 @@ def test_a_later_file_replaces_keys_and_adds_doors(tmp_path: Path) -> None:
     write(tmp_path, "log.group = 3\n[firewall]\nburst = 9", "conf.d/20-b.toml")
     write(tmp_path, f'log.group = 2\ndoors.b = {{sequence = {STEPS}, closes = ["ssh"]}}', "conf.d/10-a.toml")
     for ignored in (".30-c.toml", "40-d.toml.bak", "README"):
-        write(tmp_path, "log.group = 4", f"conf.d/{ignored}")
+        write(tmp_path, "unknown = 1", f"conf.d/{ignored}")
     config = load(path)
     assert (config.group, config.firewall.rate, config.firewall.burst) == (3, 7, 9)
     assert [door.name for door in config.doors] == ["ssh", "b"]
@@ -496,9 +512,6 @@ def test_a_path_with_blanks_is_quoted_in_the_command_of_a_hint(tmp_path: Path) -
 
 # ---- warnings
 
-ORDER_HINT = "right if it is meant to happen; else begin it differently"
-SAME_HINT = "right if both are meant to open together"
-
 
 def doors(**sequences: str) -> str:
     """Doors by their knocks, written `3 1 2u`, and then perhaps a line for the door behind a |."""
@@ -536,6 +549,16 @@ def doors(**sequences: str) -> str:
                 "a port scan from low to high opens the door every time",
             ],
             id="T3: no traps and an ascending sequence",
+        ),
+        pytest.param(
+            "[firewall]\ntraps = 0\n" + doors(a="7 7 8"),
+            ["2: firewall.traps: without traps, a random scan of all ports opens 3 knocks once in 6 times"],
+            id="a scan does not knock twice on a port",
+        ),
+        pytest.param(
+            "[firewall]\ntraps = 0\n" + doors(a="7"),
+            ["5: doors.a.sequence: a single knock: any port scan opens the door"],
+            id="traps do not matter to a single knock",
         ),
         pytest.param(
             doors(a="7 7u 7"),
@@ -597,6 +620,41 @@ def test_a_configuration_is_loaded_with_these_warnings(tmp_path: Path, text: str
     found = load(path).warnings
     assert [str(problem) for problem in found] == [f"{path}:{warning}" for warning in warnings]
     assert all(problem.hint for problem in found)
+
+
+def opened(path: Path, knocks: Iterable[Service]) -> set[str]:
+    """The doors that these knocks open, a tenth of a second apart, if nothing else is logged."""
+    matcher = Matcher(load(path).doors)
+    events = []
+    for at, (proto, port) in enumerate(knocks):
+        events += matcher.receive(Packet(at / 10, bytes(4), bytes(4), proto, 40_000 + at, port, SYN))
+    return {event.grant.door for event in events if isinstance(event, Granted)}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        doors(a="7 9 8", b="7 9 8 6"),
+        doors(a="7 9 8", b="1 7 9 8"),
+        doors(a="9 8", b="7 9 8 6"),
+        doors(a="7 9", b="7 9"),
+    ],
+    ids=["begins it", "ends it", "inside it", "the same"],
+)
+def test_what_the_warning_of_an_overlap_says_is_so(tmp_path: Path, text: str) -> None:
+    """Whoever knocks the longer sequence completes both."""
+    path = write(tmp_path, text)
+    config = load(path)
+    assert any("completes" in problem.message for problem in config.warnings)
+    assert opened(path, config.doors[1].sequence) == {"a", "b"}
+
+
+def test_what_the_warning_of_no_traps_says_is_so(tmp_path: Path) -> None:
+    """T3: of the six orders in which a scan can come by three knock ports one opens; for 7, 8, 9 the ascending one."""
+    path = write(tmp_path, "[firewall]\ntraps = 0\n" + doors(a="7 8 9"))
+    scans = list(permutations(Service(TCP, port) for port in (7, 8, 9)))
+    assert [scan for scan in scans if opened(path, scan)] == [tuple(Service(TCP, port) for port in (7, 8, 9))]
+    assert len(scans) == 6
 
 
 # ---- lines

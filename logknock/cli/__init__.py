@@ -12,10 +12,9 @@ from ..errors import FAILURE, LogknockError
 
 
 def fail(error: LogknockError) -> int:
-    """Print the error as one line and its hint, and return its exit code."""
-    click.echo(f"logknock: {error.message}", err=True)
-    if error.hint:
-        click.echo(f"hint: {error.hint}", err=True)
+    """Print the error's report and return its exit code."""
+    for line in error.report():
+        click.echo(line, err=True)
     return error.exit_code
 
 
@@ -23,7 +22,7 @@ config_option = click.option(
     "-c",
     "--config",
     "config_path",
-    type=click.Path(path_type=Path),
+    type=click.Path(path_type=Path, readable=False),  # load() says more of what it cannot read
     default=Path("/etc/logknock/logknock.toml"),
     envvar="LOGKNOCK_CONFIG",
     show_default=True,

@@ -1,0 +1,63 @@
+"""`logknock check`: is the configuration right? Rule: it says what config.load() found, and finds nothing itself."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ..config import Config, ConfigError, Problem, load, printable
+from . import config_option
+
+
+@click.command(epilog="Example: logknock check -c ./logknock.toml")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for scripts.")
+def check(config_path: Path, as_json: bool) -> int:
+    """Is the configuration right?
+
+    Prints every error and every warning with its file, line and key. Exit code 0: right, perhaps with warnings;
+    78: errors; 77: it cannot be read for lack of permission.
+    """
+    if as_json:
+        return _check_as_json(config_path)
+    config = load(config_path)
+    for problem in config.warnings:
+        for line in problem.report("logknock: warning: "):
+            click.echo(line, err=True)
+    doors, warnings = _count(len(config.doors), "door"), _count(len(config.warnings), "warning")
+    click.echo(f"{printable(str(config_path))}: ok, {doors}, {warnings}")
+    return 0
+
+
+def _check_as_json(path: Path) -> int:
+    config: Config | None = None
+    errors: tuple[Problem, ...] = ()
+    code = 0
+    try:
+        config = load(path)
+    except ConfigError as error:
+        errors, code = error.problems, error.exit_code
+    answer = {
+        "file": str(path),
+        "ok": config is not None,
+        "doors": [door.name for door in config.doors] if config else [],
+        "errors": [_plain(problem) for problem in errors],
+        "warnings": [_plain(problem) for problem in config.warnings] if config else [],
+    }
+    click.echo(json.dumps(answer, indent=2))
+    return code
+
+
+def _plain(problem: Problem) -> dict[str, Any]:
+    return {
+        "file": str(problem.file),
+        "line": problem.line,
+        "key": problem.key,
+        "message": problem.message,
+        "hint": problem.hint,
+    }
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("" if number == 1 else "s")

@@ -1,0 +1,145 @@
+"""What is told of an event, and what is not told a hundred thousand times."""
+
+import ipaddress
+import os
+import socket
+
+import pytest
+
+from logknock.knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked
+from logknock.packet import SYN, TCP, Packet
+from logknock.report import (
+    ROUTINE_LINES_PER_SECOND,
+    JournalLog,
+    Level,
+    Line,
+    Reporter,
+    StderrLog,
+    choose_log,
+    closed,
+    lines,
+    notice,
+    refused,
+    revoked,
+)
+
+SRC = ipaddress.ip_address("192.0.2.7").packed
+PACKET = Packet(0.0, SRC, SRC, TCP, 1, 7001, SYN)
+GRANT = Grant("ssh", SRC, 30.0)
+
+
+class Kept:
+    """A log that keeps its lines."""
+
+    def __init__(self) -> None:
+        self.lines: list[Line] = []
+
+    def write(self, line: Line) -> None:
+        self.lines.append(line)
+
+
+@pytest.mark.parametrize(
+    ("event", "told"),
+    [
+        pytest.param(Advanced(PACKET, ("ssh",), 2), ["192.0.2.7: ssh: Stage 2"], id="knockd's stage"),
+        pytest.param(Granted(PACKET, GRANT), ["192.0.2.7: ssh: OPEN SESAME"], id="knockd's opening"),
+        pytest.param(
+            Failed(SRC, ("ssh",), 1, Reason.TIMEOUT, PACKET),
+            ["192.0.2.7: ssh: sequence timeout (stage 1)"],
+            id="knockd's timeout",
+        ),
+        pytest.param(
+            Failed(SRC, ("ssh",), 1, Reason.WRONG, PACKET),
+            ["192.0.2.7: ssh: wrong port 7001/tcp (stage 1)"],
+            id="which port was wrong",
+        ),
+        pytest.param(
+            Revoked(PACKET, "ssh", "done"), ["192.0.2.7: done: OPEN SESAME, closes ssh"], id="a door that closes"
+        ),
+        pytest.param(
+            Advanced(PACKET, ("a", "b"), 1),
+            ["192.0.2.7: a: Stage 1", "192.0.2.7: b: Stage 1"],
+            id="a line for each door that shares the knock",
+        ),
+        pytest.param(
+            Advanced(PACKET, tuple(f"d{n}" for n in range(1000)), 1),
+            [*(f"192.0.2.7: d{n}: Stage 1" for n in range(4)), "192.0.2.7: (996 more doors): Stage 1"],
+            id="but not for a thousand of them",
+        ),
+    ],
+)
+def test_the_words_for_an_event(event: Event, told: list[str]) -> None:
+    assert [line.text for line in lines(event)] == told
+
+
+def test_the_words_for_what_the_daemon_does() -> None:
+    assert closed(GRANT).text == "192.0.2.7: ssh: command timeout, closed"
+    assert revoked(GRANT, "done").text == "192.0.2.7: ssh: closed by done"
+    assert refused(GRANT, "a loopback address").text == "192.0.2.7: ssh: not opened: a loopback address"
+
+
+def test_fields_are_the_events_facts() -> None:
+    (line,) = lines(Failed(SRC, ("ssh",), 1, Reason.WRONG, PACKET))
+    assert line.fields == {"SRC": "192.0.2.7", "DOOR": "ssh", "EVENT": "failed", "STAGE": "1", "REASON": "wrong port"}
+
+
+def test_a_flood_of_attempts_is_summed_up_and_openings_are_not() -> None:
+    kept = Kept()
+    reporter = Reporter(kept)
+    for _ in range(ROUTINE_LINES_PER_SECOND + 50):
+        reporter.event(Advanced(PACKET, ("ssh",), 1))
+    reporter.event(Granted(PACKET, GRANT))
+    assert len(kept.lines) == ROUTINE_LINES_PER_SECOND + 1
+    assert kept.lines[-1].text.endswith("OPEN SESAME")
+    reporter.settle()
+    assert kept.lines[-1].text == "50 more lines about attempts left out"
+    reporter.event(Advanced(PACKET, ("ssh",), 1))
+    reporter.settle()
+    assert kept.lines[-1].text.endswith("Stage 1")
+
+
+def test_a_full_pipe_loses_lines_and_does_not_block() -> None:
+    reader, writer = os.pipe()
+    try:
+        log = StderrLog(writer)
+        for number in range(100_000):  # a pipe holds 64 KiB: this blocks for ever if anything does
+            log.write(notice(f"line {number}"))
+        assert log.dropped > 0
+        assert os.read(reader, 100).startswith(b"line 0\nline 1\n")
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_a_reader_that_is_gone_is_no_error() -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    try:
+        StderrLog(writer).write(notice("to nobody"))
+    finally:
+        os.close(writer)
+
+
+def test_levels_show_on_standard_error() -> None:
+    reader, writer = os.pipe()
+    try:
+        StderrLog(writer).write(notice("no room", Level.ERROR))
+        assert os.read(reader, 100) == b"error: no room\n"
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
+def test_the_journal_is_chosen_where_standard_error_is_its_stream() -> None:
+    """systemd.exec(5): JOURNAL_STREAM holds device and inode, so that a redirected descriptor is not taken for it."""
+    status = os.fstat(2)
+    assert isinstance(choose_log({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}), JournalLog)
+    assert isinstance(choose_log({"JOURNAL_STREAM": "1:2"}), StderrLog)
+    assert isinstance(choose_log({}), StderrLog)
+
+
+def test_a_socket_for_standard_error_works_as_a_pipe_does() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        StderrLog(one.fileno()).write(notice("hello"))
+        assert other.recv(100) == b"hello\n"
