@@ -316,3 +316,26 @@ def test_t37_who_is_never_granted(sets: Sets, address: str, reason: str | None) 
 def test_services_of_a_set(sets: Sets) -> None:
     assert sets.services(WATCHED) == {Service.parse("7000/tcp"), Service.parse("9000/udp")}
     assert sets.services(GUARDED) == {SSH, IKE}
+
+
+PERMISSION_LOST = """
+import os, sys, time
+from logknock.errors import FirewallError
+from logknock.firewall.sets import Sets
+from logknock.knock import Door, Grant, Service
+door = Door("ssh", (Service.parse("7000/tcp"),), opens=(Service.parse("22/tcp"),))
+sets = Sets()
+sets.use([door])
+os.setuid(65534)
+for src in (bytes((10, 99, 0, 2)), bytes((10, 99, 0, 3))):
+    try:
+        sets.open(door, Grant("ssh", src, time.time() + 30), time.time())
+    except FirewallError as error:
+        print(error.message, error.hint, sep="|")
+"""
+
+
+def test_a_permission_lost_is_said_each_time_and_outlived(gateway: Host, sets: Sets) -> None:
+    said = gateway.python(PERMISSION_LOST).stdout.splitlines()
+    assert said == ["set inet logknock granted4: Operation not permitted|CAP_NET_ADMIN is needed: run as root"] * 2
+    assert elements(gateway, "granted4") == {}
