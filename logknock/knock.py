@@ -28,8 +28,8 @@ _PREFIX_BYTES = 8
 # knockd's own limit; also what bounds the attempts that one source can have at a time.
 MAX_SEQUENCE = 32
 
-# Room is made, and time-outs are looked for, for so many knockers at a time: the oldest entries of a dict are found by
-# walking over the places of deleted ones, which costs a quarter of a millisecond for a full crowd, whatever the number.
+# Room is made for so many knockers at a time: the oldest entries of a dict are found by walking over the places of
+# deleted ones, which costs a quarter of a millisecond for a full crowd, whatever the number.
 _SWEEP = 1024
 
 # Packets of one knocker that two receive queues took in can carry times a little out of order. More than that is
@@ -285,7 +285,6 @@ class Matcher:
     def __init__(self, doors: Iterable[Door], max_knockers: int = MAX_KNOCKERS) -> None:
         self._max_knockers = max_knockers
         self._sweep = min(_SWEEP, max(1, max_knockers // 16))
-        self._begun_since_sweep = 0
         self._crowd = _Crowd()
         # Of each /64 the only source with attempts, or a crowd once there was a second one (most have one).
         self._prefixes: dict[bytes, bytes | _Crowd] = {}
@@ -346,13 +345,8 @@ class Matcher:
         For the log and for memory: call it once a second or so.
         """
         events: list[Event] = []
-        self._expire(now, events)
-        return events
-
-    def _expire(self, now: float, events: list[Event]) -> None:
         for members in self._crowd.by_stage:
-            oldest = list(islice(members.items(), 2 * self._sweep))
-            for src, attempts in oldest:
+            for src, attempts in list(islice(members.items(), 2 * self._sweep)):
                 kept = tuple(attempt for attempt in attempts if attempt.expires > now)
                 if len(kept) == len(attempts):
                     break
@@ -360,6 +354,7 @@ class Matcher:
                     if attempt.expires <= now:
                         _report_end(src, attempt, Reason.TIMEOUT, None, events)
                 self._put(src, attempts, kept)
+        return events
 
     def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool]:
         """The source's attempts after the packet, and whether it was but a resend of a knock of one of them."""
@@ -396,7 +391,7 @@ class Matcher:
             return attempt
         alike = [now for now in same_path if (now.flags, now.seq_timeout) == (step.flags, step.seq_timeout)]
         now = next(iter(alike or same_path), None)
-        return None if now is None or not now.then else attempt._replace(step=now)
+        return None if now is None else attempt._replace(step=now)
 
     def _put(self, src: bytes, before: Attempts, after: Attempts) -> None:
         """Make `after` the source's attempts, which `before` were."""
@@ -439,19 +434,16 @@ class Matcher:
         if len(src) == 16:
             crowd = self._prefixes[src[:_PREFIX_BYTES]]
             if isinstance(crowd, _Crowd) and crowd.size > MAX_KNOCKERS_PER_PREFIX:
-                self._evict(crowd.first(1), events)
-        self._begun_since_sweep += 1
-        if self._begun_since_sweep >= self._sweep:
-            self._begun_since_sweep = 0
-            self._expire(now, events)
+                self._evict(crowd.first(1), now, events)
         if self._crowd.size > self._max_knockers:
-            self._evict(self._crowd.first(self._sweep), events)
+            self._evict(self._crowd.first(self._sweep), now, events)
 
-    def _evict(self, sources: list[bytes], events: list[Event]) -> None:
+    def _evict(self, sources: list[bytes], now: float, events: list[Event]) -> None:
         for src in sources:
             attempts = self._crowd.find(src)
             for attempt in attempts:
-                _report_end(src, attempt, Reason.EVICTED, None, events)
+                reason = Reason.EVICTED if attempt.expires > now else Reason.TIMEOUT
+                _report_end(src, attempt, reason, None, events)
             self._put(src, attempts, ())
 
 

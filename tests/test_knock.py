@@ -117,6 +117,13 @@ def test_t7_four_resends_of_every_knock_open_exactly_once() -> None:
     assert opened(play(Matcher([SSH]), ordered)) == "ssh@a"
 
 
+def test_t7_a_wrong_port_after_the_opening_does_not_revive_resends() -> None:
+    """T7: once open, the resends of all its knocks mean nothing, whatever came in between."""
+    knocks = ["7000:1", "8000:2", "9000/udp:3"]
+    story = [*knocks, "5555", *knocks]
+    assert opened(play(Matcher([SSH]), " ".join(f"{n}:a:{word}" for n, word in enumerate(story)))) == "ssh@a"
+
+
 @given(st.data())
 def test_t7_resends_anywhere_change_nothing(data: st.DataObject) -> None:
     """T7: whatever the order in which resends come, the door opens once."""
@@ -313,6 +320,26 @@ def test_t14_of_one_stage_the_oldest_gives_way() -> None:
     evicted = [event for number in range(150, 170) for event in matcher.receive(spoofed(number, 0.3))]
     assert any(isinstance(event, Failed) and event.src == source("a") for event in evicted)
     assert opened(play(matcher, "1:b:8000 2:b:9000/udp 2:a:8000 2:a:9000/udp")) == "ssh@b"
+
+
+def test_t14_who_is_through_gives_way_before_who_is_not() -> None:
+    """T14: what is kept of an opened door to know its resends is the least that can be lost."""
+    matcher = Matcher([SSH], max_knockers=16)
+    play(matcher, "0:b:7000 0:a:7000 0.1:a:8000 0.2:a:9000/udp")
+    for number in range(15):
+        matcher.receive(spoofed(number, 0.3))
+    assert opened(play(matcher, "1:b:8000 2:b:9000/udp")) == "ssh@b"
+
+
+def test_t17_a_prefix_keeps_its_budget_when_one_of_it_fails() -> None:
+    """T17."""
+    matcher = Matcher([SSH])
+    for number in range(600):
+        src = ipaddress.ip_address(f"2001:db8::{number:x}").packed
+        matcher.receive(Packet(0.1, src, DST, TCP, 1, 7000, SYN))
+        if number == 200:
+            matcher.receive(Packet(0.2, src, DST, TCP, 1, 5555, SYN))
+    assert matcher.knockers <= MAX_KNOCKERS_PER_PREFIX
 
 
 def test_t17_one_prefix_cannot_exceed_its_budget() -> None:

@@ -214,3 +214,12 @@ def test_what_is_heeded_may_change_from_packet_to_packet() -> None:
     data = b"".join(record(payload, number) for number, payload in enumerate(payloads * 2))
     Decoder(heeds).decode(memoryview(data), 7.0, receive)
     assert [packet.dport for packet in packets] == [7000, 9000, 9000, 9000, 7000, 9000, 9000]
+
+
+def test_shapes_that_an_attacker_makes_up_are_bounded() -> None:
+    """A neighbour's hardware address is in the message, and his to choose."""
+    decoder = Decoder(everything)
+    for number in range(1000):
+        decode(decoder, record(ipv4(TCP_SYN, 6), number, mac=number.to_bytes(8, "big")))
+    assert decoder.records == 1000
+    assert len(decoder._shapes) <= 256

@@ -1,5 +1,6 @@
 """The NFLOG source against the real kernel."""
 
+import socket
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,11 +8,14 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from logknock.errors import NO_PERMISSION, UNAVAILABLE, SourceError
+from logknock.netlink import NETLINK_NETFILTER
 from logknock.packet import SYN, TCP, UDP, Packet
 from logknock.sources.nflog import Nflog
 
 from .e2e.world import SPOOF, until
 from .netns import Host
+from .test_netlink import record
+from .test_packet import TCP_SYN, ipv4
 
 LOG_ALL = """
 table inet t { chain c { type filter hook prerouting priority mangle; policy accept;
@@ -124,6 +128,18 @@ def dropped(host: Host) -> bool:
     """Whether the kernel has dropped messages to a netfilter socket of this host (family 12; drops are column 9)."""
     rows = [line.split() for line in host.run("cat", "/proc/net/netlink").stdout.splitlines()[1:]]
     return any(row[1] == "12" and int(row[8]) for row in rows)
+
+
+def test_what_another_process_sends_is_no_packet(hosts: tuple[Host, Host], source: Nflog) -> None:
+    """T26: only the kernel's messages count; a netlink socket takes those of any privileged process too."""
+    gateway, client = hosts
+    port, _ = source._socket.raw.getsockname()
+    with gateway.inside(), socket.socket(socket.AF_NETLINK, socket.SOCK_RAW, NETLINK_NETFILTER) as forger:
+        forger.sendto(record(ipv4(TCP_SYN, 6)), (port, 0))
+    client.python(SPOOF, f"198.51.100.7>{gateway.ipv4}:7000/tcp")
+    (packet,) = collect(source, lambda found: bool(found))
+    assert packet.sport == 20000
+    assert source.records == 1
 
 
 def test_a_group_has_one_reader(hosts: tuple[Host, Host], source: Nflog) -> None:

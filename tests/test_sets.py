@@ -97,6 +97,14 @@ def test_golden_batch() -> None:
     )  # fmt: skip
 
 
+def test_t33_no_message_asks_for_an_element_without_end() -> None:
+    """T33: a timeout of 0 would mean for ever."""
+    element = Element(SetName("inet", "logknock", "granted4"), key(CLIENT, SSH))
+    batch, _ = render([], [(element, 0.0, "ssh")], 1)
+    assert batch.count(bytes.fromhex("0c0004000000000000000001")) == 2
+    assert bytes.fromhex("0c0004000000000000000000") not in batch
+
+
 def test_a_grant_is_an_element_with_timeout_and_comment(gateway: Host, sets: Sets) -> None:
     door = a_door(opens=(SSH, IKE), sets=(OWN, SetName("ip", "own", "services")))
     sets.use([door])
@@ -256,6 +264,43 @@ def test_a_set_that_fails_does_not_keep_others_from_being_restored(gateway: Host
     with pytest.raises(FirewallError, match="set ip own plain is missing"):
         sets.reconcile(time.time())
     assert "10.99.0.2 . tcp . 22" in elements(gateway, "granted4")
+
+
+def test_many_that_fail_do_not_keep_others_from_being_restored(gateway: Host, sets: Sets) -> None:
+    own, ssh = a_door("own", opens=(), sets=(OWN,)), a_door()
+    sets.use([own, ssh])
+    for number in range(200):
+        sets.open(own, grant(own, bytes((10, 99, 1, number))), time.time())
+    sets.open(ssh, grant(ssh), time.time())
+    gateway.nft("delete table ip own\nflush set inet logknock granted4")
+    assert sets.changed()
+    for _ in range(10):
+        with pytest.raises(FirewallError):
+            sets.reconcile(time.time())
+    assert "10.99.0.2 . tcp . 22" in elements(gateway, "granted4")
+
+
+def test_open_doors_are_bounded(sets: Sets, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who can forge sources and knows the knocks fills no memory; who is in already is refreshed all the same."""
+    monkeypatch.setattr("logknock.firewall.sets.MAX_KNOCKERS", 2)
+    door = a_door()
+    sets.use([door])
+    for number in (1, 2):
+        sets.open(door, grant(door, bytes((10, 99, 1, number))), time.time())
+    with pytest.raises(FirewallError, match="opens for no more"):
+        sets.open(door, grant(door, bytes((10, 99, 1, 3))), time.time())
+    sets.open(door, grant(door, bytes((10, 99, 1, 2))), time.time())
+    assert len(sets.grants) == 2
+
+
+def test_refreshing_for_ever_takes_no_memory(sets: Sets) -> None:
+    door = a_door(timeout=1000.0)
+    sets.use([door])
+    now = time.time()
+    for number in range(2_500):
+        sets.open(door, Grant("ssh", CLIENT, now + 500 + number / 10), now)
+    assert len(sets._ends) < 1_100
+    assert [ended.expires for ended in sets.expire(now + 900)] == [now + 500 + 249.9]
 
 
 @pytest.mark.parametrize(

@@ -226,8 +226,7 @@ class Sets:
         closed = self._forget(door, src)
         if closed is None:
             return None
-        kept = {element for other in self._open.get(src, {}).values() for element in other.elements}
-        self._apply(src, [element for element in closed.elements if element not in kept], now)
+        self._apply(src, closed.elements, now)  # what another door holds open is put back in the same batch
         return closed.grant
 
     def expire(self, now: float) -> list[Grant]:

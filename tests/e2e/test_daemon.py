@@ -7,6 +7,8 @@ import time
 
 import pytest
 
+from logknock.sources.nflog import Nflog
+
 from .world import KNOCKS, SSH, World, until
 
 SSH_4 = "10.99.0.2 . tcp . 22"
@@ -232,6 +234,31 @@ def test_t36_a_bad_reload_keeps_configuration_attempts_and_grants(world: World) 
         daemon.wait_for("198.51.100.9: web: OPEN SESAME")
 
 
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        pytest.param(
+            'sets = ["ip filter nowhere"]\n', "set ip filter nowhere is missing", id="a set that is not there"
+        ),
+        pytest.param('sets = ["inet logknock trusted4"]\n', "must have `flags timeout`", id="a set that does not fit"),
+        pytest.param("[log]\ngroup = 7\n", "NFLOG group 7 is held by another process", id="a group that is held"),
+    ],
+)
+def test_t36_a_reload_that_the_kernel_refuses_changes_nothing(world: World, change: str, says: str) -> None:
+    """T36: right as TOML, wrong on this host."""
+    world.apply()
+    with world.daemon() as daemon, world.gateway.inside():
+        held = Nflog(7, lambda *_: True)
+        world.configure(SSH + change)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("not reloaded")
+        held.close()
+        assert daemon.says(says)
+        world.knock(*KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        assert SSH_4 in world.granted()
+
+
 def test_a_reload_may_change_the_group(world: World) -> None:
     world.apply()
     with world.daemon() as daemon:
@@ -239,6 +266,8 @@ def test_a_reload_may_change_the_group(world: World) -> None:
         world.apply()
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("reloaded: NFLOG group 6")
+        groups = world.gateway.run("cat", "/proc/net/netfilter/nfnetlink_log").stdout.splitlines()
+        assert [line.split()[0] for line in groups] == ["6"], "the other group is free for others"
         world.knock(*KNOCKS)
         daemon.wait_for("OPEN SESAME")
 
