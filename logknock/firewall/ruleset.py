@@ -1,0 +1,356 @@
+"""The rules in the kernel: made from a configuration, loaded, removed, and undone where nobody confirms them.
+
+Rule 1: the rules are in rules/logknock.nft; this file puts a configuration into them, and knows no others.
+Rule 2: what goes to the kernel is one text and one transaction: all of it, or nothing changes.
+Rule 3: what undoes a load is made, and known to work, before the load.
+"""
+
+import errno
+import json
+import os
+import re
+import struct
+import tempfile
+from collections.abc import Collection
+from contextlib import suppress
+from hashlib import shake_256
+from pathlib import Path
+from typing import Any
+
+from .. import netlink, trial
+from ..config import Config
+from ..errors import NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
+from ..knock import Service
+from ..packet import PROTOCOL_NAMES, TCP, UDP
+from ..trial import Outcome, Trial
+
+TABLE = "inet logknock"
+
+# What apply fills, and an undo puts back. The other sets are the kernel's and the daemon's: grants among them run on
+# through a load and its undoing, so that none is lost and none comes back after its end (T33).
+CONFIGURED = ("trusted4", "trusted6", "guarded", "watched", "traps")
+
+# What Debian 12 has; the rules were tried on nothing older.
+OLDEST_NFT = (1, 0, 6)
+
+_GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN: the smallest question there is
+
+SEED_BYTES = 32  # nobody guesses 256 bits
+_LAST_PORT = 65_535
+_ELEMENTS_PER_LINE = 8  # fits a terminal
+
+
+# ---- the text
+
+
+def render(config: Config, seed: bytes, listening: Collection[Service]) -> str:
+    """The rules with this configuration in them, as `nft -f` takes them. Reads nothing but the rules themselves."""
+    text = _rules_file().read_text(encoding="ascii")
+    rate, burst = config.firewall.rate, config.firewall.burst
+    text = _put(text, "log group 5", f"log group {config.group}")
+    for family in ("ip", "ip6"):
+        default = f"{family} saddr limit rate over 20/second burst 40 packets"
+        text = _put(text, default, f"{family} saddr limit rate over {rate}/second burst {burst} packets")
+    trusted = sorted(config.firewall.trusted, key=lambda network: (network.version, network))
+    return text + "".join(
+        (
+            "\n# From the configuration.\n",
+            _add("trusted4", [str(network) for network in trusted if network.version == 4]),
+            _add("trusted6", [str(network) for network in trusted if network.version == 6]),
+            _add("guarded", _elements(config.guarded)),
+            _add("watched", _elements(config.knocked)),
+            _add("traps", _elements(traps(config, seed, listening))),
+        )
+    )
+
+
+def traps(config: Config, seed: bytes, listening: Collection[Service]) -> frozenset[Service]:
+    """The services whose every packet is a wrong knock: the neighbours of the knock ports, and others.
+
+    In each protocol that a sequence uses. The same seed gives the same ports, but for those that may not be traps:
+    what a sequence or a door uses, what something listens on, and what the configuration excludes.
+    """
+    wanted = config.firewall.traps
+    if not wanted:
+        return frozenset()
+    knocked = config.knocked
+    opened = {service for door in config.doors for service in door.opens}
+    excluded = {
+        Service(ports.proto, port) for ports in config.firewall.exclude for port in range(ports.first, ports.last + 1)
+    }
+    taken = opened.union(knocked, listening, excluded)
+    beside = {service.port + step for service in knocked for step in (-1, 1)}
+    chosen: set[Service] = set()
+    for proto in {service.proto for service in knocked}:
+        free = [port for port in _shuffled_ports(seed, proto) if Service(proto, port) not in taken]
+        near = [port for port in free if port in beside]
+        far = [port for port in free if port not in beside]
+        chosen.update(Service(proto, port) for port in near + far[:wanted])
+    return frozenset(chosen)
+
+
+def _shuffled_ports(seed: bytes, proto: int) -> list[int]:
+    """All ports in an order that only the seed tells, and that no version of Python changes."""
+    keys = struct.unpack(f"!{_LAST_PORT}Q", shake_256(bytes((proto,)) + seed).digest(_LAST_PORT * 8))
+    return sorted(range(1, _LAST_PORT + 1), key=lambda port: keys[port - 1])
+
+
+def _rules_file() -> Path:
+    package = Path(__file__).parents[1]
+    installed = package / "rules" / "logknock.nft"
+    return installed if installed.exists() else package.parent / "rules" / "logknock.nft"
+
+
+def _put(text: str, default: str, value: str) -> str:
+    """Put a value in the default's place: never nowhere, never in two places."""
+    assert text.count(default) == 1, f"{default!r} is in the rules {text.count(default)} times"
+    return text.replace(default, value)
+
+
+def _elements(services: Collection[Service]) -> list[str]:
+    return [f"{PROTOCOL_NAMES[service.proto]} . {service.port}" for service in sorted(services)]
+
+
+def _add(name: str, elements: list[str]) -> str:
+    if not elements:
+        return ""
+    lines = (elements[at : at + _ELEMENTS_PER_LINE] for at in range(0, len(elements), _ELEMENTS_PER_LINE))
+    return f"add element {TABLE} {name} {{\n\t" + ",\n\t".join(map(", ".join, lines)) + "\n}\n"
+
+
+# ---- what the text depends on besides the configuration
+
+
+def trap_seed(state: Path) -> bytes:
+    """The secret that the traps are chosen by; made when it is first needed."""
+    path = state / "traps.seed"
+    try:
+        with suppress(FileNotFoundError):
+            return _checked_seed(path)
+        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _make_seed(path)
+        return _checked_seed(path)
+    except OSError as error:
+        raise trial.file_error(path, error) from None
+
+
+def _checked_seed(path: Path) -> bytes:
+    seed = path.read_bytes()
+    if len(seed) != SEED_BYTES:
+        raise LogknockError(
+            f"{path} is damaged: {len(seed)} bytes, not {SEED_BYTES}",
+            "delete it: the next `logknock rules apply` makes a new one and chooses other traps",
+        )
+    return seed
+
+
+def _make_seed(path: Path) -> None:
+    """Whole and on the disk before it has its name; of two that are made at a time the first counts."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(os.urandom(SEED_BYTES))
+            file.flush()
+            os.fsync(descriptor)
+        with suppress(FileExistsError):
+            os.link(temporary, path)
+    finally:
+        os.unlink(temporary)
+    folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+# linux/include/net/tcp_states.h, as /proc/net shows them; a UDP socket without a peer counts as closed.
+_LISTEN, _CLOSE = "0A", "07"
+
+
+def listening() -> frozenset[Service]:
+    """The services that programs of this host listen on, at any address."""
+    found = set()
+    for name, proto, state in (
+        ("tcp", TCP, _LISTEN),
+        ("tcp6", TCP, _LISTEN),
+        ("udp", UDP, _CLOSE),
+        ("udp6", UDP, _CLOSE),
+    ):
+        with suppress(FileNotFoundError):  # a host without IPv6
+            for line in Path("/proc/net", name).read_text(encoding="ascii").splitlines()[1:]:
+                _, local, _, shown, *_ = line.split()
+                if shown == state:
+                    found.add(Service(proto, int(local.rpartition(":")[2], 16)))
+    return frozenset(found)
+
+
+# ---- the kernel
+
+
+def load(text: str) -> None:
+    """Give the text to the kernel: all of it counts from now on, or a FirewallError says why none of it does."""
+    there = loaded()
+    try:
+        _nft(text)
+    except FirewallError as error:
+        if there:
+            error.hint = f"where logknock did not make the table {TABLE}: `logknock rules remove` deletes it"
+        raise
+
+
+def loaded() -> bool:
+    """Whether there is a table of our name. Raises FirewallError where nftables cannot be used at all."""
+    listed = json.loads(_nft("list tables", as_json=True))["nftables"]
+    check_version(listed[0]["metainfo"]["version"])
+    tables = (item.get("table", {}) for item in listed)
+    return any(f"{table.get('family')} {table.get('name')}" == TABLE for table in tables)
+
+
+def check_version(version: str) -> None:
+    """Raises FirewallError for a libnftables that these rules were not made for."""
+    numbers = tuple(int(number) for number in re.findall(r"\d+", version)[:3])
+    if numbers < OLDEST_NFT:
+        needed = ".".join(map(str, OLDEST_NFT))
+        raise FirewallError(
+            f"nftables {version} is too old: {needed} or newer is needed", "Debian 12 has it", UNAVAILABLE
+        )
+
+
+def _nft(command: str, *, as_json: bool = False, terse: bool = False, dry_run: bool = False) -> str:
+    """Run a command in libnftables, which remembers too much: each has a handle of its own."""
+    nft = _handle()
+    nft.set_json_output(as_json)
+    nft.set_terse_output(terse)
+    nft.set_dry_run(dry_run)
+    code, output, words = nft.cmd(command)
+    if code:
+        raise refusal(words)
+    return str(output)
+
+
+def _handle() -> Any:
+    try:
+        import nftables
+    except ImportError:
+        raise FirewallError(
+            "Python has no nftables module", "install the package python3-nftables", UNAVAILABLE
+        ) from None
+    _check_kernel()
+    return nftables.Nftables()
+
+
+def _check_kernel() -> None:
+    """Find out first what would make libnftables end the process, or write to standard error itself."""
+    try:
+        with netlink.Socket(netlink.NETLINK_NETFILTER) as kernel:
+            number = kernel.sequence()
+            kernel.request(netlink.netfilter_message(_GETGEN, netlink.NLM_F_ACK, number, 0, 0), number)
+    except OSError as error:
+        raise kernel_error(error) from error
+
+
+def kernel_error(error: OSError) -> FirewallError:
+    """What it means that the kernel does not let us ask for nftables at all."""
+    if error.errno in (errno.EPERM, errno.EACCES):
+        return FirewallError(f"nftables: {error.strerror}", "CAP_NET_ADMIN is needed: run it as root", NO_PERMISSION)
+    # EINVAL is what netfilter says to a subsystem that it does not have.
+    if error.errno in (errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT, errno.EOPNOTSUPP, errno.EINVAL):
+        hint = "this kernel has no nftables (CONFIG_NF_TABLES), or its module is not there"
+        return FirewallError(f"nftables: {error.strerror}", hint, UNAVAILABLE)
+    return FirewallError(f"nftables: {error.strerror}")
+
+
+def refusal(words: str) -> FirewallError:
+    """The error that libnftables' words stand for: the first of them, with the line that it is about."""
+    match = re.search(r"Error: (.*)(?:\n\s*(.*))?", words)
+    if match is None:
+        return FirewallError(f"nftables: {words.strip()}")
+    return FirewallError(f"nftables: {match[1]}" + (f" ({match[2].strip()})" if match[2] else ""))
+
+
+# ---- one change at a time, for good or on trial
+
+
+def apply(text: str, runtime: Path) -> None:
+    """Load the text for good."""
+    with trial.alone(runtime):
+        _refuse_second(runtime)
+        load(text)
+
+
+def try_out(text: str, runtime: Path, seconds: float) -> Trial:
+    """Load the text until it is confirmed; after so many seconds without, what was there before comes back."""
+    with trial.alone(runtime):
+        _refuse_second(runtime)
+        before = _undo_text()
+        started = trial.start(runtime, seconds, lambda: _undo(before))
+        try:
+            load(text)
+        except LogknockError:
+            started.end(Outcome.REFUSED)
+            started.close()
+            raise
+        return started
+
+
+def confirm(runtime: Path) -> None:
+    """Let the load that is on trial stand."""
+    with trial.alone(runtime):
+        waiting = Trial.going_on(runtime)
+        if waiting is None:
+            raise LogknockError("no rules wait to be confirmed", "`logknock rules apply --confirm 60s` loads some")
+        with waiting:
+            waiting.end(Outcome.CONFIRMED)
+
+
+def remove(runtime: Path | None = None) -> bool:
+    """Delete the table with all that is in it, and end its trial; False where there was no table."""
+    if runtime is None:
+        return _delete_table()
+    with trial.alone(runtime):
+        there = _delete_table()
+        waiting = Trial.going_on(runtime)
+        if waiting is not None:
+            with waiting:
+                waiting.end(Outcome.REMOVED)
+        return there
+
+
+def _delete_table() -> bool:
+    there = loaded()
+    if there:
+        _nft(f"delete table {TABLE}")
+    return there
+
+
+def _refuse_second(runtime: Path) -> None:
+    waiting = Trial.going_on(runtime)
+    if waiting is not None:
+        waiting.close()
+        raise LogknockError(
+            "the rules that are loaded wait to be confirmed",
+            "`logknock rules confirm` first, or wait for their undoing",
+        )
+
+
+def _undo_text() -> str:
+    """What brings back the rules and the configuration that are there now."""
+    if not loaded():
+        return f"delete table {TABLE}\n"
+    table = _nft(f"list table {TABLE}", terse=True)
+    there = set(re.findall(r"^\tset (\w+) \{$", table, re.MULTILINE))
+    names = [name for name in CONFIGURED if name in there]
+    flushes = [f"flush table {TABLE}\n", *(f"flush set {TABLE} {name}\n" for name in names)]
+    text = "".join((*flushes, table, *(_nft(f"list set {TABLE} {name}") for name in names)))
+    _nft(text, dry_run=True)  # better to know now than when it is needed
+    return text
+
+
+def _undo(before: str) -> Outcome:
+    try:
+        if not loaded():
+            return Outcome.REMOVED  # on purpose: nothing of ours comes back
+        _nft(before)
+    except FirewallError:
+        return Outcome.UNDO_FAILED
+    return Outcome.UNDONE
