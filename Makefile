@@ -8,7 +8,7 @@ SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv
 BIN := $(VENV)/bin
 
-RUN_PACKAGES := iproute2 nftables python3 python3-click python3-nftables python3-rich python3-systemd python3-venv util-linux
+RUN_PACKAGES := iproute2 netbase nftables python3 python3-click python3-nftables python3-rich python3-systemd python3-venv util-linux
 TEST_PACKAGES := knockd nmap procps systemd tcpdump
 MISSING = $(shell for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 INSTALL = @missing="$(call MISSING,$(1))"; if [ -n "$$missing" ]; then \

@@ -322,7 +322,7 @@ def _refused(address: str) -> Generator[Shown, None, None]:
 
 def time_left(listing: str, address: str) -> float | None:
     """How many seconds the element with that address has, in what `nft list set` prints; None if it is not there."""
-    found = re.search(rf"\b{re.escape(address)} \. tcp \. 22 .*?\bexpires (\w+)", listing)
+    found = re.search(rf"\b{re.escape(address)} \. (?:tcp|6) \. 22 .*?\bexpires (\w+)", listing)
     return parse_duration(found[1]) if found else None
 
 
