@@ -83,6 +83,7 @@ socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b"", (sys.argv[1], 9000)
 import time; time.sleep(3)
 """
     world.apply()
+    world.gateway.nft("table inet host { chain input { type filter hook input priority 0; policy drop; }; }")
     with world.daemon() as daemon:
         world.client.python(blocking, world.gateway.ipv4)
         daemon.wait_for("OPEN SESAME")

@@ -1,5 +1,7 @@
 """Real nmap against the real rules and the real daemon: a scan is no knock, in whatever order and at whatever rate."""
 
+import re
+
 import pytest
 
 from .world import World, until
@@ -62,6 +64,23 @@ def test_t1_t2_scans_around_the_limiters_own_rate_open_nothing(world: World, ord
         until(lambda: daemon.counter("records") >= 3, "some of the scan")
         assert world.granted() == {}
         assert not daemon.says("OPEN SESAME")
+
+
+@pytest.mark.parametrize("policy", ["accept", "drop"], ids=["no other firewall", "behind a firewall that drops"])
+def test_a_scan_does_not_tell_knock_ports_from_others(world: World, policy: str) -> None:
+    """Who knew the three ports would have six orders to try: they answer, or do not, as their neighbours do."""
+    world.configure(DOOR.replace('"7020/tcp"', '"7020/tcp", "7030/udp"'))
+    world.apply()
+    world.gateway.nft(f"table inet host {{ chain input {{ type filter hook input priority 0; policy {policy}; }}; }}")
+    ports = "T:6990-7040,U:7025-7035"
+    # The host's limit of ICMP errors, one a second, would hide UDP ports at random.
+    world.gateway.run("sysctl", "-qw", "net.ipv4.icmp_ratelimit=0")
+    options = ("-sS", "-sU", "-Pn", "-n", "--max-rate", "30", "--max-retries", "3", "-p", ports, "-oG", "-")
+    done = world.client.run("nmap", *options, world.gateway.ipv4, timeout=120)
+    assert "/open/" not in done.stdout
+    shown = {int(port): state for port, state in re.findall(r"(\d+)/(closed|filtered|open\|filtered)/", done.stdout)}
+    for knock in (7000, 7010, 7020, 7030):
+        assert shown.get(knock) == shown.get(knock + 2), done.stdout
 
 
 def test_t3_without_traps_check_says_what_a_scan_would_do(world: World) -> None:
