@@ -1,137 +1,23 @@
 """What `logknock knock` puts on the wire, as the host that is knocked at sees it before its firewall does."""
 
 import signal
-import struct
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
-from typing import IO, NamedTuple
 
 import pytest
 
-from logknock.packet import SYN, TCP, UDP, Packet, address_text, from_ip
+from logknock.packet import UDP, address_text
 
 from ..netns import Host
+from ..wire import CONTROL, Seen, Wire, capture, ended, line
+from .world import PATIENCE, until
 
-DEADLINE = 20  # seconds until a wait for something that must come is given up
-
-# On the gateway: the first two are dropped without a word, the next refuses, the last is open.
-SILENT, CONTROL, CLOSED, OPEN = 7000, 6999, 7001, 7002
-
-# pcap's file header, and the header of a record of which we need the time and the captured length (pcap-savefile(5)).
-FILE_HEADER = 24
-RECORD_HEADER = struct.Struct("=IIII")
-ETHERNET_HEADER = 14
-
-
-class Seen(NamedTuple):
-    """A packet on the wire: what logknock reads in it, and all its bytes from the IP header on."""
-
-    packet: Packet
-    data: bytes
-
-    @property
-    def service(self) -> str:
-        return f"{self.packet.dport}/{'tcp' if self.packet.proto == TCP else 'udp'}"
-
-    @property
-    def payload(self) -> bytes:
-        """What a datagram carries; for TCP, its header too."""
-        ip_header = 40 if self.data[0] >> 4 == 6 else 20
-        return self.data[ip_header + (8 if self.packet.proto == UDP else 0) :]
-
-    @property
-    def is_knock(self) -> bool:
-        return self.packet.proto == UDP or self.packet.flags == SYN
-
-
-def until(happened: Callable[[], bool], what: str) -> None:
-    """Wait for something that has to come."""
-    deadline = time.monotonic() + DEADLINE
-    while not happened():
-        assert time.monotonic() < deadline, f"{what}: not within {DEADLINE} s"
-        time.sleep(0.01)
-
-
-class Wire:
-    """A capture of the TCP and UDP packets that come in by one link of a host."""
-
-    def __init__(self, file: Path, client: Host, gateway: Host) -> None:
-        self._file = file
-        self._client = client
-        self._gateway = gateway
-
-    def seen(self) -> list[Seen]:
-        """What has come in so far, in order."""
-        data = self._file.read_bytes() if self._file.exists() else b""
-        found: list[Seen] = []
-        at = FILE_HEADER
-        while at + RECORD_HEADER.size <= len(data):
-            seconds, micros, length, _ = RECORD_HEADER.unpack_from(data, at)
-            start = at + RECORD_HEADER.size
-            at = start + length
-            ip = data[start + ETHERNET_HEADER : at]
-            packet = from_ip(ip, seconds + micros / 1e6) if at <= len(data) else None
-            if packet is not None:
-                found.append(Seen(packet, ip))
-        return found
-
-    def knocks(self) -> list[Seen]:
-        """The knocks among all that the client has sent so far; they are all in the file when this returns."""
-        mark = ("mark/udp", len(self.seen()))
-        self._client.python(
-            "import socket, sys\n"
-            "socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(sys.argv[2].encode(), (sys.argv[1], 9))",
-            self._gateway.ipv4,
-            repr(mark),
-        )
-        until(lambda: any(seen.payload == repr(mark).encode() for seen in self.seen()), "the end of the knocks")
-        return [seen for seen in self.seen() if seen.is_knock and seen.packet.dport not in (9, CONTROL)]
-
-    def wait_for_resends(self) -> None:
-        """Wait until a SYN sent now has been sent again.
-
-        The kernel repeats a SYN that nobody answered after a second. Had a knock's socket been left open, its SYN,
-        which is older than this one, would have been repeated first; and the capture is seen to show what is repeated.
-        """
-        control = self._client.start(
-            sys.executable,
-            "-c",
-            "import socket, sys\n"
-            "held = socket.socket(); held.setblocking(False)\n"
-            "held.connect_ex((sys.argv[1], int(sys.argv[2])))\n"
-            "sys.stdin.read()",
-            self._gateway.ipv4,
-            str(CONTROL),
-            stdin=subprocess.PIPE,
-        )
-        with ended(control):
-            until(
-                lambda: sum(seen.packet.dport == CONTROL for seen in self.seen()) > 1, "a resend of the control's SYN"
-            )
-
-
-@contextmanager
-def ended(process: subprocess.Popen[str]) -> Iterator[subprocess.Popen[str]]:
-    """The process, which is gone behind the block."""
-    with process:
-        try:
-            yield process
-        finally:
-            process.kill()
-
-
-@contextmanager
-def capture(host: Host, device: str, file: Path) -> Iterator[None]:
-    argv = ["tcpdump", "-i", device, "-Q", "in", "-Z", "root", "--immediate-mode", "-U", "-w", str(file), "tcp or udp"]
-    with ended(host.start(*argv, stderr=subprocess.DEVNULL)):
-        until(lambda: file.exists() and file.stat().st_size >= FILE_HEADER, "the start of the capture")
-        yield
+# On the gateway: the first is dropped without a word, the next refuses, the last is open.
+SILENT, CLOSED, OPEN = 7000, 7001, 7002
 
 
 @pytest.fixture
@@ -161,11 +47,6 @@ def wire(hosts: tuple[Host, Host], tmp_path: Path) -> Iterator[Wire]:
     with ended(listener), capture(gateway, "eth0", file):
         assert line(listener.stdout) == "ready"
         yield Wire(file, knocker, gateway)
-
-
-def line(stream: IO[str] | None) -> str:
-    assert stream is not None
-    return stream.readline().rstrip("\n")
 
 
 def address(host: Host, family: str) -> str:
@@ -356,7 +237,7 @@ def test_a_name_is_resolved_once(hosts: tuple[Host, Host], wire: Wire, tmp_path:
     with ended(hosts[1].start(*argv, stdout=subprocess.PIPE)) as knocking:
         assert line(knocking.stdout) == "knock 1 of 3: 10.99.0.1 7000/tcp"
         (tmp_path / "hosts").write_text("10.99.0.77 gateway.test\n")
-        assert knocking.wait(DEADLINE) == 0
+        assert knocking.wait(PATIENCE) == 0
     assert [address_text(seen.packet.dst) for seen in wire.knocks()] == ["10.99.0.1"] * 3
 
 
@@ -445,7 +326,7 @@ def test_ctrl_c_ends_the_run_between_two_knocks_without_a_traceback(hosts: tuple
     with ended(knocker.start(*argv, stdout=subprocess.PIPE, stderr=subprocess.PIPE)) as knocking:
         assert line(knocking.stdout) == "knock 1 of 2: 10.99.0.1 7000/tcp"
         knocking.send_signal(signal.SIGINT)
-        assert knocking.communicate(timeout=DEADLINE)[1].strip() == ""
+        assert knocking.communicate(timeout=PATIENCE)[1].strip() == ""
         assert knocking.returncode == 1
     assert [seen.service for seen in wire.knocks()] == ["7000/tcp"]
 

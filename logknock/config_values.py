@@ -1,0 +1,173 @@
+"""What a single value of the configuration means: from what TOML has to what the doors and the rules need.
+
+Rule 1: a parser takes any object and gives back its value, or raises ValueError in words for the operator.
+Rule 2: only what nft and the kernel would take too gets through, so that nothing fails later that could fail here.
+Rule 3: pure: no file, no key, and no value beside another is known here.
+"""
+
+import json
+import re
+from collections.abc import Callable
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
+
+from .knock import Service, SetName, TcpFlags, parse_port
+from .packet import PROTOCOLS
+
+# What nft 1.0.6 reads as a name, and the kernel's NFT_NAME_MAXLEN without its closing zero.
+_NFT_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")
+_FAMILIES = ("ip", "ip6", "inet")
+
+# nft's order, each unit at most once. Ten digits are more than any limit needs.
+_DURATION = re.compile(
+    r"(?=.)(?:(\d{1,10})d)?(?:(\d{1,10})h)?(?:(\d{1,10})m)?(?:(\d{1,10})s)?(?:(\d{1,10})ms)?", re.ASCII
+)
+_UNITS = (86_400, 3_600, 60, 1, 0.001)
+
+_KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
+
+Network = IPv4Network | IPv6Network
+_T = TypeVar("_T")
+
+
+class PortRange(NamedTuple):
+    """Ports of one protocol, both ends included."""
+
+    proto: int
+    first: int
+    last: int
+
+
+class WrongError(ValueError):
+    """A value that cannot stand, with what to write instead."""
+
+    def __init__(self, message: str, hint: str = "") -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def _of(kind: type[_T], value: object, hint: str) -> _T:
+    """The value, if it is just of that type: TOML's true is no number, though Python's is."""
+    if isinstance(value, kind) and type(value) is kind:
+        return value
+    raise WrongError(f"must be {_KINDS[kind]}, not {_KINDS.get(type(value), 'a date or time')}", hint)
+
+
+def text(example: str) -> Callable[[object], str]:
+    return lambda value: _of(str, value, f'write it in quotes, like "{example}"')
+
+
+def table(header: str) -> Callable[[object], dict[str, Any]]:
+    return lambda value: _of(dict, value, f"it begins with a line {header}")
+
+
+def elements(value: object) -> list[Any]:
+    return _of(list, value, f"write [{json.dumps(value, ensure_ascii=False)}]" if isinstance(value, str) else "")
+
+
+def switch(value: object) -> bool:
+    return _of(bool, value, "without quotes")
+
+
+def whole(low: int, high: int) -> Callable[[object], int]:
+    def parse(value: object) -> int:
+        number = _of(int, value, f"{low}-{high}, without quotes")
+        if not low <= number <= high:
+            raise WrongError(f"{number} is out of range ({low}-{high})")
+        return number
+
+    return parse
+
+
+def parse_duration(written: str) -> float:
+    """nft's notation (`30s`, `1h30m`, `2d`, `500ms`) in seconds; raises ValueError in words for the operator."""
+    match = _DURATION.fullmatch(written)
+    if match is None:
+        bare = written.isascii() and written.isdigit()
+        hint = f'write "{written}s"' if bare else 'write it as nft does: "30s", "1h30m", "2d", "500ms"'
+        raise WrongError(f"{written!r} has no unit" if bare else f"{written!r} is no duration", hint)
+    return sum(int(count or 0) * unit for count, unit in zip(match.groups(), _UNITS, strict=True))
+
+
+def duration(low: str, high: str) -> Callable[[object], float]:
+    def parse(value: object) -> float:
+        if type(value) is int:
+            raise WrongError(f"{value} has no unit", f'write "{value}s"')
+        written = text("30s")(value)
+        seconds = parse_duration(written)
+        if not parse_duration(low) <= seconds <= parse_duration(high):
+            raise WrongError(f"{written} is out of range ({low}-{high})")
+        return seconds
+
+    return parse
+
+
+def service(value: object) -> Service:
+    if type(value) is int:
+        raise WrongError(f"{value} has no protocol", f'write "{value}/tcp" or "{value}/udp"')
+    return Service.parse(text("22/tcp")(value))
+
+
+def tcp_flags(value: object) -> TcpFlags:
+    return TcpFlags.parse(text("syn,!ack")(value))
+
+
+def set_name(value: object) -> SetName:
+    example = "inet filter allowed4"
+    written = text(example)(value)
+    words = written.split()
+    if len(words) != 3 or words[0] not in _FAMILIES:
+        raise WrongError(
+            f"{written!r} is no set", f'write family ({", ".join(_FAMILIES)}), table and name: "{example}"'
+        )
+    for word in words[1:]:
+        if not _NFT_NAME.fullmatch(word):
+            hint = "letters, digits and _ . / -, the first a letter, _ or ."
+            raise WrongError(f"{word!r} is no name that nft takes", hint)
+    return SetName(*words)
+
+
+def network(value: object) -> Network:
+    """A network as it is written, where that says of every bit what is meant."""
+    written = text("192.0.2.0/24")(value)
+    if "%" in written:
+        raise WrongError(f"{written!r} has a zone", "a packet's source has none: leave out what begins with %")
+    try:
+        found = ip_network(written, strict=False)
+        address = ip_address(written.partition("/")[0])
+    except ValueError:
+        example = 'write "192.0.2.0/24", "2001:db8::/32" or a single address'
+        raise WrongError(f"{written!r} is no IP network", example) from None
+    if isinstance(address, IPv6Address) and address.ipv4_mapped and found.prefixlen >= 96:
+        meant = ip_network(f"{address.ipv4_mapped}/{found.prefixlen - 96}", strict=False)
+        raise WrongError(f"{written} is IPv4 written as IPv6", f'write "{meant}"')
+    if address != found.network_address:
+        raise WrongError(f"{written} has bits set behind its prefix", f'write "{found}"')
+    return found
+
+
+def port_range(value: object) -> PortRange:
+    written = text("6000-6010/tcp")(value)
+    ports, _, protocol = written.partition("/")
+    if protocol not in PROTOCOLS:
+        raise WrongError(f"{written!r} has no protocol", 'write "5353/udp" or "6000-6010/tcp"')
+    low, dash, high = ports.partition("-")
+    first = parse_port(low, written)
+    last = parse_port(high, written) if dash else first
+    if first > last:
+        raise WrongError(f"{written} runs backwards", f'write "{last}-{first}/{protocol}"')
+    return PortRange(PROTOCOLS[protocol], first, last)
+
+
+def source(value: object) -> str:
+    if value != "nflog":
+        raise WrongError("nflog is the only source there is", 'write "nflog", or leave it out')
+    return "nflog"
+
+
+def directory(value: object) -> Path:
+    written = text("/run/logknock")(value)
+    if not written.startswith("/") or not written.isprintable():
+        raise WrongError(f"{written!r} is no absolute path", "begin it with /")
+    return Path(written)

@@ -1,0 +1,248 @@
+"""Reads the configuration's files, and collects what is wrong with them: each problem with its file, line and key.
+
+Rule 1: the files hold the sequences: what others can read or write is refused, and what is checked is what was opened.
+Rule 2: a file may say anything: it ends in tables or in an error noted, and in no other exception.
+Rule 3: what a value means is not known here.
+"""
+
+import json
+import os
+import re
+import stat
+import tomllib
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from shlex import quote
+from typing import Any, NamedTuple
+
+from .errors import BAD_CONFIG, NO_PERMISSION, LogknockError
+from .toml_lines import KeyPath, find_lines
+
+# A thousand doors take about 100 kB. More than this is a log, a database or a device named by mistake.
+MAX_BYTES = 1 << 20
+
+# What a hint shows to one who has no configuration yet.
+MINIMAL = 'doors.ssh = {sequence = ["7000/tcp", "8000/tcp", "9000/udp"], opens = ["22/tcp"]}'
+
+# An error quotes what it is about; a value longer than this is not shown whole.
+_MAX_SHOWN = 300
+
+# Never waits for the other end of a FIFO, never becomes a terminal's session.
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+_WRITE = {stat.S_IWGRP: "written by its group", stat.S_IWOTH: "written by others"}
+_READ_OR_WRITE = {stat.S_IROTH: "read by others", **_WRITE}
+
+_BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
+_SYNTAX = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
+
+
+# ---- what was found, and on which line
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """One thing that is wrong, or worth a warning: where, what, and what to do. `key` is empty for the whole file."""
+
+    file: Path
+    line: int | None
+    key: str
+    message: str
+    hint: str = ""
+
+    def __str__(self) -> str:
+        line = "" if self.line is None else f":{self.line}"
+        key = f"{self.key}: " if self.key else ""
+        return printable(f"{self.file}{line}: {key}{self.message}")
+
+    def report(self, prefix: str = "logknock: ") -> list[str]:
+        """The lines for a terminal or a log."""
+        return [prefix + str(self), *([printable(f"hint: {self.hint}")] if self.hint else [])]
+
+
+class ConfigError(LogknockError):
+    """The configuration cannot be used; `problems` is all that is wrong with it."""
+
+    def __init__(self, problems: tuple[Problem, ...], exit_code: int = BAD_CONFIG) -> None:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{problems[0]}{more}", problems[0].hint, exit_code)
+        self.problems = problems
+
+    def report(self) -> list[str]:
+        """Each problem as a line of its own, its hint below it."""
+        return [line for problem in self.problems for line in problem.report()]
+
+
+class Note(NamedTuple):
+    """A problem whose line is not looked up yet."""
+
+    file: Path
+    path: KeyPath
+    message: str
+    hint: str
+    line: int | None = None
+
+
+class Report:
+    """What was found so far. Lines are looked up at the end, in the files that need it."""
+
+    def __init__(self) -> None:
+        self.texts: dict[Path, str] = {}  # what each file says, in the order of reading
+        self.errors: list[Note] = []
+        self.warnings: list[Note] = []
+        self.exit_code = BAD_CONFIG
+        self.complete = True  # False: something could not be read, and what seems missing may be there
+
+    def unread(self, file: Path, message: str, hint: str = "", line: int | None = None) -> None:
+        """Note why nothing of the file counts."""
+        self.complete = False
+        self.errors.append(Note(file, (), message, hint, line))
+
+    def located(self, notes: list[Note]) -> tuple[Problem, ...]:
+        """The notes with their lines, from the top of the first file to the end of the last."""
+        wanted: dict[Path, set[KeyPath]] = defaultdict(set)
+        for note in notes:
+            wanted[note.file].add(note.path)
+        lines = {file: find_lines(self.texts.get(file, ""), paths) for file, paths in wanted.items()}
+        order = {file: at for at, file in enumerate(self.texts)}
+        problems = [
+            Problem(
+                file=note.file,
+                line=note.line or lines[note.file].get(note.path),
+                key=_key_text(note.path),
+                message=note.message,
+                hint=note.hint,
+            )
+            for note in notes
+        ]
+        problems.sort(key=lambda problem: (order.get(problem.file, len(order)), problem.line or 0))
+        return tuple(problems)
+
+
+def printable(text: str) -> str:
+    """One line that leaves the terminal as it was, whatever the text."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def short(text: str) -> str:
+    """The text, or its beginning where it is too long to be shown."""
+    return text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}..."
+
+
+def _key_text(path: KeyPath) -> str:
+    """`doors.ssh.sequence`, quoted where TOML would; which element of a list it is, the message says."""
+    keys = (key for key in path if isinstance(key, str))
+    return ".".join(key if _BARE_KEY.fullmatch(key) else json.dumps(short(key), ensure_ascii=False) for key in keys)
+
+
+# ---- files
+
+
+def read_files(path: Path, report: Report) -> list[tuple[Path, dict[str, Any]]]:
+    """What the file and its neighbours conf.d/*.toml say, in the order in which they count."""
+    files = [(path, _read_file(path, report))]
+    if path not in report.texts:  # not even opened: what is beside it does not matter
+        return []
+    folder = path.parent / "conf.d"
+    try:
+        with _opened(folder, os.O_DIRECTORY) as descriptor:
+            if _is_ours(os.fstat(descriptor), folder, report):
+                for name in sorted(os.listdir(descriptor)):
+                    if name.endswith(".toml") and not name.startswith("."):
+                        files.append((folder / name, _read_file(folder / name, report, descriptor)))
+    except FileNotFoundError:
+        pass  # it need not exist
+    except OSError as error:
+        _cannot_read(folder, error, report)
+    return [(file, data) for file, data in files if data is not None]
+
+
+@contextmanager
+def _opened(path: Path | str, flags: int = 0, folder: int | None = None) -> Iterator[int]:
+    descriptor = os.open(path, _OPEN | flags, dir_fd=folder)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _read_file(path: Path, report: Report, folder: int | None = None) -> dict[str, Any] | None:
+    """What the file says (found by its name in `folder`, where that is given); None, and a note, if nothing counts."""
+    try:
+        with _opened(path if folder is None else path.name, folder=folder) as descriptor:
+            report.texts[path] = ""
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
+                report.unread(path, f"is {kind}", "the configuration is a file of TOML")
+                return None
+            if not _is_ours(status, path, report):
+                return None
+            with open(descriptor, "rb", closefd=False) as stream:
+                data = stream.read(MAX_BYTES + 1)
+    except OSError as error:
+        _cannot_read(path, error, report)
+        return None
+    return _parsed(data, path, report)
+
+
+def _cannot_read(path: Path, error: OSError, report: Report) -> None:
+    if isinstance(error, FileNotFoundError):
+        hint = f"write it, or name another file with -c FILE; a minimal one: {MINIMAL}"
+        report.unread(path, "does not exist", hint)
+    elif isinstance(error, PermissionError):
+        report.exit_code = NO_PERMISSION
+        report.unread(path, "cannot be read: permission denied", "run this as root, or as the file's owner")
+    else:
+        report.unread(path, f"cannot be read: {error.strerror}")
+
+
+def _is_ours(status: os.stat_result, path: Path, report: Report) -> bool:
+    """Note who else has a hand in it. False where its words may be theirs: what others merely read is read on."""
+    folder = stat.S_ISDIR(status.st_mode)
+    refused = _WRITE if folder else _READ_OR_WRITE
+    if found := [words for bit, words in refused.items() if status.st_mode & bit]:
+        change = f"chmod {'go-w' if folder else 'g-w,o-rwx'} {quote(str(path))}"
+        report.errors.append(Note(path, (), f"can be {' and '.join(found)}, and it holds what to knock", change))
+    foreign = status.st_uid not in (0, os.geteuid())
+    if foreign:
+        message = f"belongs to another user (uid {status.st_uid})"
+        report.errors.append(Note(path, (), message, f"chown root {quote(str(path))}"))
+    if foreign or status.st_mode & sum(_WRITE):
+        report.complete = False
+        return False
+    return True
+
+
+def _parsed(data: bytes, path: Path, report: Report) -> dict[str, Any] | None:
+    if len(data) > MAX_BYTES:
+        report.unread(path, f"is larger than {MAX_BYTES >> 20} MiB", "a thousand doors take a tenth of that")
+        return None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError as error:
+        line = data.count(b"\n", 0, error.start) + 1
+        report.unread(path, f"is not UTF-8: byte 0x{data[error.start]:02x}", "save it as UTF-8", line)
+        return None
+    report.texts[path] = text
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        _note_syntax(str(error), text, path, report)
+    except ValueError:  # int() refuses what takes long to convert
+        report.unread(path, "a number has too many digits")
+    except RecursionError:
+        report.unread(path, "lists or tables are nested too deeply")
+    return None
+
+
+def _note_syntax(message: str, text: str, path: Path, report: Report) -> None:
+    line: int | None = None
+    if match := _SYNTAX.fullmatch(message):
+        column = f" (column {match[3]})" if match[3] else " (at the end)"
+        line = int(match[2]) if match[2] else text.count("\n") + 1
+        message = match[1] + column
+    report.unread(path, short(message), 'in TOML, text stands in quotes ("22/tcp") and lists in brackets', line)
