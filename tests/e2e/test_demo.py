@@ -253,7 +253,9 @@ def test_a_missing_program_is_named_before_anything_begins(tmp_path: Path, progr
     ("before", "message"),
     [
         pytest.param(
-            "setpriv --reuid 65534 --regid 65534 --clear-groups", "the demo makes network namespaces", id="not_root"
+            "setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps +dac_read_search --ambient-caps +dac_read_search",
+            "the demo makes network namespaces",
+            id="not_root",
         ),
         pytest.param("setpriv --bounding-set -sys_admin", "no namespaces can be made: ", id="no_namespaces"),
         pytest.param("setpriv --bounding-set -net_admin", "`ip link add eth0 ", id="no_rights_in_a_namespace"),
