@@ -44,7 +44,7 @@ $(VENV)/.tests: $(VENV)/.runs
 	touch $@
 
 demo: setup
-	$(SUDO) $(BIN)/logknock demo
+	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/logknock demo
 
 test: setup-test
 	$(SUDO) env PATH="$(PATH)" PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m pytest -p no:cacheprovider $(ARGS)
