@@ -17,7 +17,7 @@ from . import __version__, report
 from .config import Config, load
 from .errors import FirewallError, LogknockError
 from .firewall.sets import GUARDED, WATCHED, Sets
-from .knock import Event, Granted, Matcher, Revoked, Service
+from .knock import Granted, Matcher, Revoked, Service
 from .packet import Packet
 from .report import Level, Reporter, notice
 from .sources.nflog import Nflog
@@ -56,6 +56,7 @@ class Daemon:
         self._sets = Sets()
         self._sets.use(self._config.doors)
         self._trouble = ""  # what the firewall refused last, until it works again
+        self._oldest = 0.0  # packets from before that are too old to mean anything; set for each read
         self._told_lost = 0
         self._ticks = 0
 
@@ -85,37 +86,39 @@ class Daemon:
         self._tell("stopped; open doors close on time by themselves")
 
     def _on_readable(self) -> None:
+        now = time.time()
+        self._oldest = now - self._longest
         try:
-            self._source.read(time.time(), self._receive)
+            self._source.read(now, self._receive)
         except OSError as error:
             self._tell(f"NFLOG group {self._source.group} cannot be read: {error.strerror}", Level.ERROR)
 
     def _receive(self, packet: Packet) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
-        now = time.time()
-        if packet.time <= now - self._too_old:
+        if packet.time <= self._oldest:
             self._counters.stale += 1  # it waited too long somewhere to mean anything now (T29)
             return
         events = self._matcher.receive(packet)
-        extra = [line for event in events for line in self._act(event, now)]
+        extra: list[report.Line] = []
         for event in events:
-            self._reporter.event(event)
+            if isinstance(event, (Granted, Revoked)):
+                extra += self._act(event, time.time())
+        self._reporter.events(events)
         for line in extra:
             self._reporter.write(line)
 
-    def _act(self, event: Event, now: float) -> list[report.Line]:
+    def _act(self, event: Granted | Revoked, now: float) -> list[report.Line]:
         """Open and close as the matcher says; what there is to tell beyond the event itself."""
         try:
             if isinstance(event, Granted):
                 return self._open(event, now)
-            if isinstance(event, Revoked):
-                ended = self._sets.close(event.door, event.packet.src, now)
-                self._counters.closed += ended is not None
-                return [report.revoked(ended, event.by)] if ended else []
+            ended = self._sets.close(event.door, event.packet.src, now)
         except FirewallError as error:
             self._counters.firewall_errors += 1
             self._in_trouble(error)
-        return []
+            return []
+        self._counters.closed += ended is not None
+        return [report.revoked(ended, event.by)] if ended else []
 
     def _open(self, event: Granted, now: float) -> list[report.Line]:
         grant = event.grant
@@ -135,8 +138,7 @@ class Daemon:
         for grant in self._sets.expire(now):
             self._counters.closed += 1
             self._reporter.write(report.closed(grant))
-        for event in self._matcher.expire(now):
-            self._reporter.event(event)
+        self._reporter.events(self._matcher.expire(now))
         self._watch_firewall(now)
         self._source.settle()
         self._tell_losses()
@@ -213,7 +215,7 @@ class Daemon:
 
     def _take_doors(self) -> None:
         self._doors = {door.name: door for door in self._config.doors}
-        self._too_old = max(door.seq_timeout for door in self._config.doors)
+        self._longest = max(door.seq_timeout for door in self._config.doors)
 
     def _tell_ready(self) -> None:
         self._tell(f"logknock {__version__} ready: {self._summary()}")

@@ -174,9 +174,10 @@ Event = Advanced | Failed | Granted | Revoked
 class Step:
     """A beginning that one or more sequences share: what has been knocked, and what may follow."""
 
-    __slots__ = ("completes", "doors", "flags", "path", "seq_timeout", "stage", "then")
+    __slots__ = ("completes", "doors", "flags", "path", "seq_timeout", "stage", "then", "tree")
 
-    def __init__(self, path: tuple[Service, ...], flags: TcpFlags, seq_timeout: float) -> None:
+    def __init__(self, tree: object, path: tuple[Service, ...], flags: TcpFlags, seq_timeout: float) -> None:
+        self.tree = tree  # the same object for all steps of one set of doors
         self.path = path
         self.stage = len(path)
         self.flags = flags
@@ -218,7 +219,8 @@ def _flow(packet: Packet) -> bytes:
 
 
 def _has_flow(flows: bytes, flow: bytes) -> bool:
-    return any(flows[at : at + _FLOW.size] == flow for at in range(0, len(flows), _FLOW.size))
+    # The first test is quick and may find it across two of them; the second is sure.
+    return flow in flows and any(flows[at : at + _FLOW.size] == flow for at in range(0, len(flows), _FLOW.size))
 
 
 def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> Attempt | Reason:
@@ -302,8 +304,9 @@ class Matcher:
         """Go on with these doors. An attempt goes on too wherever its knocks still begin some sequence."""
         doors = tuple(doors)
         steps: dict[_StepKey, Step] = {}
+        self._tree = object()
         for door in doors:
-            _plant(steps, door)
+            _plant(self._tree, steps, door)
         self._steps = {}
         for step in steps.values():
             self._steps[step.path] = (*self._steps.get(step.path, ()), step)
@@ -366,11 +369,11 @@ class Matcher:
             if attempt is None:
                 continue
             after = _advance(attempt, packet, self._guarded)
-            if isinstance(after, Reason):
-                _report_end(packet.src, attempt, after, packet, events)
-            elif after is attempt:
+            if after is attempt:
                 resend = resend or _has_flow(attempt.flows, flow)
                 kept.append(attempt)
+            elif isinstance(after, Reason):
+                _report_end(packet.src, attempt, after, packet, events)
             else:
                 kept.append(self._reach(after, packet, events))
         return tuple(kept), resend
@@ -386,9 +389,9 @@ class Matcher:
     def _renewed(self, attempt: Attempt) -> Attempt | None:
         """The attempt in terms of the doors as they are now: set_doors() leaves that to the first packet after it."""
         step = attempt.step
-        same_path = self._steps.get(step.path, ())
-        if step in same_path or attempt.is_done:
+        if step.tree is self._tree or attempt.is_done:
             return attempt
+        same_path = self._steps.get(step.path, ())
         alike = [now for now in same_path if (now.flags, now.seq_timeout) == (step.flags, step.seq_timeout)]
         now = next(iter(alike or same_path), None)
         return None if now is None else attempt._replace(step=now)
@@ -463,7 +466,7 @@ def _report_end(src: bytes, attempt: Attempt, reason: Reason, packet: Packet | N
 _StepKey = tuple[tuple[Service, ...], TcpFlags, float]
 
 
-def _plant(steps: dict[_StepKey, Step], door: Door) -> None:
+def _plant(tree: object, steps: dict[_StepKey, Step], door: Door) -> None:
     """Add the door's sequence to the tree. Sequences share steps where flags and seq_timeout are the same too."""
     above: Step | None = None
     for stage in range(1, len(door.sequence) + 1):
@@ -471,7 +474,7 @@ def _plant(steps: dict[_StepKey, Step], door: Door) -> None:
         key = (path, door.tcp_flags, door.seq_timeout)
         step = steps.get(key)
         if step is None:
-            step = steps[key] = Step(path, door.tcp_flags, door.seq_timeout)
+            step = steps[key] = Step(tree, path, door.tcp_flags, door.seq_timeout)
             if above is not None:
                 above.then[path[-1]] = step
         step.doors += (door.name,)

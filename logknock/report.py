@@ -155,15 +155,16 @@ class Reporter:
         self._routine_left = ROUTINE_LINES_PER_SECOND
         self._left_out = 0
 
-    def event(self, event: Event) -> None:
+    def events(self, events: Iterable[Event]) -> None:
         """Tell what the matcher said, unless too much of its kind is being said."""
-        if isinstance(event, Advanced | Failed):
-            if self._routine_left <= 0:
-                self._left_out += 1
-                return
-            self._routine_left -= 1
-        for line in lines(event):
-            self._log.write(line)
+        for event in events:
+            if isinstance(event, (Advanced, Failed)):
+                if self._routine_left <= 0:
+                    self._left_out += 1
+                    continue
+                self._routine_left -= 1
+            for line in lines(event):
+                self._log.write(line)
 
     def write(self, line: Line) -> None:
         """Tell something that no attacker can cause at will."""
