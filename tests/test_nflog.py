@@ -142,6 +142,12 @@ def test_what_another_process_sends_is_no_packet(hosts: tuple[Host, Host], sourc
     assert source.records == 1
 
 
+def test_t29_the_kernel_is_asked_to_stamp_packets(source: Nflog) -> None:
+    """T29: on a host where nothing else asks for stamps none would come; on most something does, so this asks too."""
+    so_timestamp = 29
+    assert source._stamps.getsockopt(socket.SOL_SOCKET, so_timestamp) == 1
+
+
 def test_a_group_has_one_reader(hosts: tuple[Host, Host], source: Nflog) -> None:
     gateway, _ = hosts
     with gateway.inside(), pytest.raises(SourceError, match="NFLOG group 5 is held by another process") as caught:
