@@ -1,0 +1,95 @@
+"""Where measuring takes place: a gateway with a program on it, a client in front of it, and the traffic between them.
+
+Rule 1: each field is made of fresh namespaces, and gone afterwards. Rule 2: what is random comes from a seed, so that
+every run is the same one.
+"""
+
+import random
+import socket
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from ..netns import Host, pair
+from .frames import Link, Wave, syn, wave_frames
+from .peers import KNOCKS, Make, Peer
+from .sender import Due, Ring, Sent, flood, wire
+
+# Sources that route back through the client: 198.18.0.0/15 (RFC 2544) and 100.64.0.0/10 (RFC 6598) for spoofed ones;
+# honest ones come from what `pair` routes there.
+_SPOOFED = ("198.18.0.0/15", "100.64.0.0/10")
+
+SOURCES = 60_000
+MILLION = 1 << 20
+WAVE = 1 << 16
+_WAVES = MILLION // WAVE
+
+RANDOM = random.Random(1)  # noqa: S311 - nothing to guess here
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How much of everything."""
+
+    openings: int
+    openings_to_one: int  # of knockd, which takes longer
+    rates: tuple[int, ...]
+    flood_seconds: float
+    knockers: int
+    repeats: int
+    packets: int
+    starts: int
+
+
+FULL = Plan(200, 2, (10_000, 50_000, 150_000), 5.0, 50, 5, 2 * WAVE, 7)
+QUICK = Plan(40, 2, (50_000,), 2.5, 20, 2, WAVE, 3)
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """A peer that runs on a gateway, and the client that everything is sent from."""
+
+    peer: Peer
+    link: Link
+    client: Host
+    wire: socket.socket
+
+    def knocks(self, source: bytes) -> list[bytes]:
+        """The three frames of an honest knocker."""
+        return [syn(self.link, source, 40_000 + stage, port) for stage, port in enumerate(KNOCKS)]
+
+    def flood(self, ring: Ring, rate: float, seconds: float, count: int, knocks: Iterable[Due] = ()) -> Sent:
+        """A flood from the ring, with these knocks in between."""
+        return flood(ring, rate, seconds, count, knocks, self.wire.send)
+
+
+@contextmanager
+def field(make: Make) -> Iterator[Field]:
+    """A gateway with the peer's rules and a client, gone afterwards."""
+    with TemporaryDirectory() as directory, pair() as (gateway, client):
+        for net in _SPOOFED:
+            gateway.run("ip", "route", "add", net, "via", client.ipv4)
+        peer = make(gateway, Path(directory))
+        link = Link(_hardware(client), _hardware(gateway), socket.inet_aton(gateway.ipv4))
+        with wire(client) as raw:
+            yield Field(peer, link, client, raw)
+
+
+def _hardware(host: Host) -> bytes:
+    return bytes.fromhex(host.run("cat", "/sys/class/net/eth0/address").stdout.strip().replace(":", ""))
+
+
+def sixty_thousand(on: Field) -> Ring:
+    """First knocks from 60,000 addresses, again and again, each time from fresh ports: no two are resends."""
+    waves = [Wave(0xC612, 20_000 + number) for number in range(1000)]
+    lows = RANDOM.sample(range(WAVE), SOURCES)
+    return Ring(on.client, wave_frames(on.link, waves[0], lows, KNOCKS[:1]), waves)
+
+
+def million(on: Field, ports: Sequence[int], source_high: int = 0x6440) -> Ring:
+    """SYNs to these ports in random order, from 2^20 addresses, each once; `source_high` is where these begin."""
+    waves = [Wave(source_high + number, 40_000 + number) for number in range(_WAVES)]
+    lows = RANDOM.sample(range(WAVE), WAVE)
+    return Ring(on.client, wave_frames(on.link, waves[0], lows, RANDOM.sample(ports, len(ports))), waves)

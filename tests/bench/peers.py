@@ -1,0 +1,239 @@
+"""The programs that are compared, each behind the same firewall in a namespace of its own.
+
+Rule 1: what runs is the real thing, `logknock run` with its own ruleset and Debian's knockd, configured as their
+documentation says. Rule 2: all are started, watched and ended in the same way, on the same processor. Rule 3: what
+the kernel knows about a process is read from /proc, what only the program knows from its own words.
+"""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Self, TypeVar
+
+from logknock import netlink
+from logknock.firewall.sets import FAMILIES, key
+from logknock.knock import Service, SetName
+from logknock.packet import TCP
+
+from ..netns import Host
+from .sender import inside
+
+KNOCKS = (7000, 8000, 9000)
+TIMEOUT = 60  # seconds that a door stays open: longer than any measurement looks at it
+GROUP = 5
+_SSH = Service(TCP, 22)
+
+# Neither program is asked to be quick about ending, but nothing here may hang.
+_START_LIMIT = 30
+_STOP_LIMIT = 5
+_POLL = 0.0005
+
+# linux/netfilter/nf_tables.h
+_GETSETELEM = 10 << 8 | 13
+_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
+_ELEM_KEY, _DATA_VALUE = 1, 1
+
+_T = TypeVar("_T")
+
+# The traffic's side and the daemon's side share nothing but memory, where there are two processors.
+_PROCESSORS = sorted(os.sched_getaffinity(0))
+SENDER_CPU, DAEMON_CPU = _PROCESSORS[0], _PROCESSORS[-1]
+
+# The host's own firewall. It drops what it does not know, so that no reset answers a spoofed packet.
+_FILTER = """
+table inet filter {
+	set allowed { type ipv4_addr; size 65535; flags timeout; }
+	chain input {
+		type filter hook input priority filter; policy drop;
+		ct state established,related accept
+		iifname "lo" accept
+		%s
+	}
+}
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """A program, ready to be started on a host: what it says when it listens, and the set it opens doors in."""
+
+    name: str
+    host: Host
+    argv: tuple[str, ...]
+    log: Path
+    ready: str
+    set: SetName
+    service: Service | None
+
+
+Make = Callable[[Host, Path], Peer]
+
+
+def logknock(host: Host, directory: Path, doors: int = 1) -> Peer:
+    """logknock with its own rules. The first door is everybody's; the others are there to be many."""
+    config = directory / "logknock.toml"
+    text = [f'[log]\ngroup = {GROUP}\n[paths]\nstate = "{directory}/state"\nruntime = "{directory}/run"\n']
+    for number in range(doors):
+        services = ", ".join(f'"{port}/tcp"' for port in sequence(number))
+        text.append(f'[doors.door{number}]\nsequence = [{services}]\nopens = ["22/tcp"]\ntimeout = "{TIMEOUT}s"\n')
+    config.touch(0o600)
+    config.write_text("".join(text))
+    host.nft(_FILTER % "tcp dport 22 accept")
+    host.logknock("rules", "apply", "-c", str(config))
+    argv = (sys.executable, "-m", "logknock", "run", "-c", str(config))
+    return Peer("logknock", host, argv, directory / "log", " ready: ", SetName("inet", "logknock", "granted4"), _SSH)
+
+
+def knockd(host: Host, directory: Path) -> Peer:
+    """knockd with a command as light as there is one: nft adds an element, the kernel's timeout closes the door."""
+    config, log = directory / "knockd.conf", directory / "log"
+    config.write_text(
+        f"[options]\n\tlogfile = {log}\n[ssh]\n\tsequence = {','.join(map(str, KNOCKS))}\n\tseq_timeout = 15\n"
+        f"\ttcpflags = syn\n"
+        f"\tcommand = /usr/sbin/nft add element inet filter allowed {{ %IP% timeout {TIMEOUT}s }}\n"
+    )
+    host.nft(_FILTER % "ip saddr @allowed tcp dport 22 accept")
+    argv = ("/usr/sbin/knockd", "-i", "eth0", "-c", str(config))
+    return Peer("knockd", host, argv, log, "starting up", SetName("inet", "filter", "allowed"), None)
+
+
+def bare(host: Host, directory: Path) -> Peer:
+    """Logknock's rules, and a reader that receives their records and looks at none of them."""
+    ruled = logknock(host, directory)
+    argv = (sys.executable, "-m", "tests.bench.bare", str(GROUP))
+    return Peer("bare reader", host, argv, ruled.log, "ready", ruled.set, None)
+
+
+def sequence(door: int) -> tuple[int, ...]:
+    """The ports of the door of this number, of 0 to 999; no two doors share one."""
+    return KNOCKS if door == 0 else tuple(10_000 + 10_000 * stage + door for stage in range(len(KNOCKS)))
+
+
+@dataclass(frozen=True, slots=True)
+class Running:
+    """A peer that runs; `ready_after` is the time from its start until it said that it is ready, in seconds."""
+
+    peer: Peer
+    process: subprocess.Popen[str]
+    ready_after: float
+
+    def times(self) -> tuple[float, float]:
+        """Seconds of processor time used so far, in the program and in the kernel for it, and of waiting for it.
+
+        The first is the sum of `utime` and `stime` in /proc/PID/stat, which comes in hundredths of a second only.
+        """
+        ran, waited, _ = Path(f"/proc/{self.process.pid}/schedstat").read_text().split()
+        return int(ran) / 1e9, int(waited) / 1e9
+
+    def cpu(self) -> float:
+        """Seconds of processor time used so far."""
+        return self.times()[0]
+
+    def kept(self, since: tuple[float, float] = (0.0, 0.0)) -> float:
+        """Percent of the time in which it could have run that something else had its processor."""
+        ran, waited = (now - then for now, then in zip(self.times(), since, strict=True))
+        return waited / (ran + waited) * 100
+
+    def memory(self, what: str) -> float:
+        """MiB of VmRSS or VmHWM (proc(5))."""
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        return int(status.partition(f"{what}:")[2].split()[0]) / 1024
+
+    def packets(self) -> tuple[int, int]:
+        """How many packets the program has read, and how many it knows to be lost on the way to it."""
+        if self.peer.name == "knockd":  # it logs a line for each first knock, and learns nothing of losses
+            return self.peer.log.read_text(errors="replace").count(": Stage 1"), 0
+        seen = len(self.peer.log.read_text())
+        self.process.send_signal(signal.SIGUSR1)
+        said = _until(lambda: re.search(r"(\d+) records, (\d+) lost", self.peer.log.read_text()[seen:]), self.process)
+        return int(said[1]), int(said[2])
+
+    def settle(self, seconds: float) -> None:
+        """Return when the program has used next to no processor time for a tenth of a second, or after `seconds`."""
+        end = time.monotonic() + seconds
+        before = self.cpu()
+        while time.monotonic() < end:
+            time.sleep(0.1)
+            now = self.cpu()
+            if now - before < 0.02:
+                return
+            before = now
+
+
+@contextmanager
+def running(peer: Peer) -> Iterator[Running]:
+    """Start the peer, wait until it listens, and end it."""
+    peer.log.touch()
+    seen = peer.log.stat().st_size
+    with peer.log.open("a") as log:
+        start = time.monotonic()
+        process = peer.host.start(*peer.argv, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=_pin)
+    try:
+        _until(lambda: peer.ready in _tail(peer.log, seen), process)
+        yield Running(peer, process, time.monotonic() - start)
+    finally:
+        process.terminate()
+        try:
+            process.wait(_STOP_LIMIT)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+
+
+def _pin() -> None:
+    os.sched_setaffinity(0, {DAEMON_CPU})
+
+
+def _tail(log: Path, seen: int) -> str:
+    with log.open("rb") as file:
+        file.seek(seen)
+        return file.read().decode(errors="replace")
+
+
+class DoorSet:
+    """Looks whether a peer has opened its door, in the kernel's set itself: a few microseconds a look."""
+
+    def __init__(self, peer: Peer) -> None:
+        self._set = peer.set
+        self._service = peer.service
+        with inside(peer.host):
+            self._socket = netlink.Socket(netlink.NETLINK_NETFILTER)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def request(self, source: bytes) -> bytes:
+        """The question whether the set holds this source, ready to be asked many times."""
+        element = netlink.nested(_ELEM_KEY, netlink.attribute(_DATA_VALUE, key(source, self._service)))
+        return netlink.netfilter_message(
+            _GETSETELEM, 0, 0, FAMILIES[self._set.family], 0,
+            netlink.attribute(_LIST_TABLE, self._set.table.encode() + b"\0"),
+            netlink.attribute(_LIST_SET, self._set.name.encode() + b"\0"),
+            netlink.nested(_LIST_ELEMENTS, netlink.nested(_LIST_ELEM, element)),
+        )  # fmt: skip
+
+    def holds(self, request: bytes) -> bool:
+        """Ask it. The kernel answers with the element, or with an error where there is none."""
+        self._socket.raw.send(request)
+        kind: int = netlink.HEADER.unpack_from(self._socket.raw.recv(4096))[1]
+        return kind != netlink.NLMSG_ERROR
+
+
+def _until(done: Callable[[], _T | None], process: subprocess.Popen[str]) -> _T:
+    """Wait for something true, as long as the process lives and the limit lasts."""
+    end = time.monotonic() + _START_LIMIT
+    while time.monotonic() < end and process.poll() is None:
+        if found := done():
+            return found
+        time.sleep(_POLL)
+    raise AssertionError(f"{process.args!r}: no sign of life (exit {process.returncode})")
