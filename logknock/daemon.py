@@ -10,6 +10,7 @@ import gc
 import os
 import signal
 import time
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +18,7 @@ from . import __version__, report
 from .config import Config, load
 from .errors import FirewallError, LogknockError
 from .firewall.sets import GUARDED, WATCHED, Sets
-from .knock import Granted, Matcher, Revoked, Service
+from .knock import Granted, Matcher, Revoked
 from .packet import Packet
 from .report import Level, Reporter, notice
 from .sources.nflog import Nflog
@@ -28,6 +29,8 @@ _TICK = 1.0  # seconds between looks at what may have changed without a packet
 # a minute. Attempts and grants hold no cycles; reloads leave a few.
 _COLLECT_BELOW = 1_024
 _COLLECT_EVERY = 60
+
+_NAMES_SHOWN = 10
 
 
 @dataclass(slots=True)
@@ -223,7 +226,7 @@ class Daemon:
         _notify("READY=1")
 
     def _summary(self) -> str:
-        return f"NFLOG group {self._config.group}, doors: {', '.join(self._doors)}"
+        return f"NFLOG group {self._config.group}, doors: {_some(self._doors)}"
 
     def _warn(self) -> None:
         """What is legal and unwise in the configuration, and where the loaded rules do not fit it."""
@@ -238,7 +241,7 @@ class Daemon:
                 self._in_trouble(error)
                 return
             if missing:
-                services = _some(missing)
+                services = _some(map(str, sorted(missing)))
                 hint = "the configuration is newer than the rules: `logknock rules apply`"
                 self._tell(f"set {name} lacks {services} (hint: {hint})", Level.WARNING)
 
@@ -262,9 +265,11 @@ class Daemon:
         self._reporter.write(notice(text, level, **fields))
 
 
-def _some(services: frozenset[Service] | set[Service]) -> str:
-    shown = [str(service) for service in sorted(services)[:5]]
-    return ", ".join(shown) + (f" and {len(services) - len(shown)} more" if len(services) > len(shown) else "")
+def _some(names: Iterable[str]) -> str:
+    """The first few of many names, and how many more there are: a line stays a line."""
+    every = list(names)
+    shown = every[:_NAMES_SHOWN]
+    return ", ".join(shown) + (f" and {len(every) - len(shown)} more" if every[_NAMES_SHOWN:] else "")
 
 
 def _notify(state: str) -> None:

@@ -110,7 +110,7 @@ class StderrLog:
     def write(self, line: Line) -> None:
         """Write the line if that cannot block."""
         prefix = {Level.ERROR: "error: ", Level.WARNING: "warning: "}.get(line.level, "")
-        text = f"{prefix}{line.text}\n".encode(errors="replace")[:_PIPE_BUF]
+        text = f"{prefix}{line.text}".encode(errors="replace")[: _PIPE_BUF - 1] + b"\n"
         writable = any(mask & select.POLLOUT for _, mask in self._ready.poll(0))
         if not writable:
             self.dropped += 1

@@ -111,6 +111,17 @@ def test_a_full_pipe_loses_lines_and_does_not_block() -> None:
         os.close(writer)
 
 
+def test_a_line_that_is_too_long_is_still_a_line() -> None:
+    reader, writer = os.pipe()
+    try:
+        StderrLog(writer).write(notice("x" * 10_000))
+        StderrLog(writer).write(notice("next"))
+        assert os.read(reader, 10_000).splitlines()[1:] == [b"next"]
+    finally:
+        os.close(reader)
+        os.close(writer)
+
+
 def test_a_reader_that_is_gone_is_no_error() -> None:
     reader, writer = os.pipe()
     os.close(reader)

@@ -40,8 +40,8 @@ _BATCH_BYTES = 65_536  # of one delivery; the kernel takes at most 128 KiB
 _BUSY_ABOVE = 64
 _QUIET_BELOW = 500
 
-# What waits to be read when the daemon is late, in the kernel's memory: about a second of 150,000 packets each.
-_RECEIVE_BUFFER = 16 * 1024 * 1024
+# What waits to be read while others have the processor, in the kernel's memory: some seconds of 150,000 packets each.
+_RECEIVE_BUFFER = 64 * 1024 * 1024
 
 # One read() returns after so many records or deliveries, so that timers and signals have their turn: about 2 ms.
 _RECORDS_PER_READ = 512
