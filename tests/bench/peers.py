@@ -136,8 +136,8 @@ class Running:
         """Seconds of processor time used so far."""
         return self.times()[0]
 
-    def kept(self, since: tuple[float, float] = (0.0, 0.0)) -> float:
-        """Percent of the time in which it could have run that something else had its processor."""
+    def kept(self, since: tuple[float, float]) -> float:
+        """Percent of the time since those `times` in which it could have run and something else had its processor."""
         ran, waited = (now - then for now, then in zip(self.times(), since, strict=True))
         return waited / (ran + waited) * 100
 
