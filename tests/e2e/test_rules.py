@@ -121,6 +121,28 @@ def test_no_address_of_many_leads_around_the_guard(world: World, address: str) -
         assert call(0.3) == "silence"
 
 
+def test_the_host_reaches_its_own_services(guarded: tuple[Host, Host, Log]) -> None:
+    gateway, _, log = guarded
+    for address in ("127.0.0.1", "::1", gateway.ipv4, gateway.ipv6):
+        probe(gateway, address, address, "22/tcp", "answered")
+    assert log.read() == []
+
+
+def test_what_is_routed_on_is_none_of_ours(guarded: tuple[Host, Host, Log]) -> None:
+    gateway, client, log = guarded
+    gateway.run("sysctl", "-qw", "net.ipv4.ip_forward=1")
+    gateway.run("ip", "link", "add", "beyond", "type", "veth")
+    gateway.run("ip", "link", "set", "beyond", "up")
+    gateway.run("ip", "route", "add", "192.0.2.0/24", "dev", "beyond")
+    client.run("ip", "route", "add", "192.0.2.0/24", "via", gateway.ipv4)
+    gateway.nft("table inet t { chain c { type filter hook forward priority 0; tcp dport { 22, 7000 } counter; }; }")
+    for source in (ROLES[4]["stranger"], ROLES[4]["banned"]):
+        for service in ("22/tcp", "7000/tcp"):
+            probe(client, source, "192.0.2.1", service, "silence")
+    assert "counter packets 4 " in gateway.nft("list table inet t")
+    assert log.read() == []
+
+
 def test_a_banned_neighbour_does_not_take_ipv6_away(world: World) -> None:
     """A ban is of a /64, and the router's address may be in it."""
     gateway, client = world.gateway, world.client
@@ -156,8 +178,8 @@ def test_of_a_noisy_source_nothing_is_recorded(world: World, version: int) -> No
         client.python(FLOOD, trusted, target, "9000", "100")
         assert log.read() == [f"{trusted} 9000/udp"] * 100
         gateway.nft(f"flush set inet logknock noisy{version}\nflush set inet logknock rate{version}")
-        probe(client, stranger, target, "9000/udp", "silence")
-        assert log.read() == [f"{stranger} 9000/udp"]
+        probe(client, stranger, target, "22/tcp", "silence")
+        assert log.read() == [f"{stranger} 22/tcp"]
 
 
 def test_who_goes_on_stays_deaf_and_who_is_silent_is_heard_again(world: World) -> None:

@@ -2,11 +2,11 @@
 
 import fcntl
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
-import termios
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -85,10 +85,10 @@ def trial(world: World, time: str, stdin: int = subprocess.DEVNULL) -> Iterator[
         assert command.stdout.readline().startswith("still reachable? open a new connection and run `logknock rules")
         yield Trial(world, command, undoer)
     finally:
-        command.kill()
-        command.communicate()
         if undoer and alive(undoer):
             os.kill(undoer, signal.SIGKILL)
+        command.kill()
+        command.communicate()
 
 
 # ---- confirmed
@@ -103,19 +103,29 @@ def test_a_confirmed_load_stands(world: World) -> None:
         assert rules(world.gateway) == loaded != ""
 
 
-def test_a_yes_on_the_terminal_confirms_and_nothing_else_does(world: World) -> None:
+@pytest.fixture
+def terminal() -> Iterator[tuple[int, int]]:
+    """Where somebody types, and what a command reads it from."""
     ours, theirs = os.openpty()
-    with trial(world, "60s", stdin=theirs) as tried:
-        os.write(ours, b"yesterday\n\nno\n")
-        # Lines are read one by one: when the last is taken, those before it have had their effect.
-        until(lambda: fcntl.ioctl(theirs, termios.FIONREAD, bytes(4)) == bytes(4), "what was typed is read")
-        assert unconfirmed(world).exists()
-        assert tried.command.poll() is None
-        os.write(ours, b" Yes\n")
-        tried.ends(0, "confirmed: the rules stand")
-        assert rules(world.gateway) != ""
+    yield ours, theirs
     os.close(ours)
     os.close(theirs)
+
+
+def test_a_yes_on_the_terminal_confirms(world: World, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    with trial(world, "60s", stdin=theirs) as tried:
+        os.write(ours, b"what?\n Yes\n")
+        tried.ends(0, "confirmed: the rules stand")
+        assert rules(world.gateway) != ""
+
+
+def test_nothing_else_on_the_terminal_confirms(world: World, terminal: tuple[int, int]) -> None:
+    ours, theirs = terminal
+    with trial(world, "1s", stdin=theirs) as tried:
+        os.write(ours, b"yesterday\n\ny\nno\n\4")  # at last the end of the file
+        tried.ends(FAILURE, "they are undone")
+        assert rules(world.gateway) == ""
 
 
 def test_the_command_says_what_to_run_in_the_new_session(world: World) -> None:
@@ -228,19 +238,38 @@ def test_one_trial_at_a_time(world: World, option: list[str]) -> None:
         tried.ends(0, "confirmed")
 
 
-def test_of_several_at_once_one_is_tried(world: World) -> None:
-    words = [sys.executable, "-m", "logknock", "rules", "apply", "-c", str(world.config), "--confirm", "60s"]
-    pipe = subprocess.PIPE
-    several = [world.gateway.start(*words, stdin=subprocess.DEVNULL, stdout=pipe, stderr=pipe) for _ in range(6)]
-    try:
-        until(lambda: sum(one.poll() is None for one in several) == 1, "all but one give up")
-        world.gateway.logknock("rules", "confirm", "-c", str(world.config))
-        results = sorted((one.communicate(timeout=20), one.returncode)[1] for one in several)
-        assert results == [0] + [FAILURE] * 5
-    finally:
-        for one in several:
-            one.kill()
-            one.communicate()
+@pytest.mark.parametrize("command", [["apply"], ["apply", "--confirm", "60s"], ["confirm"], ["remove"]])
+def test_who_changes_something_waits_for_who_does(world: World, command: list[str]) -> None:
+    """One that looks while another loads would see no trial yet."""
+    with trial(world, "1s") as tried:
+        tried.ends(FAILURE, "they are undone")
+    words = [sys.executable, "-m", "logknock", "rules", command[0], "-c", str(world.config), *command[1:]]
+    with unconfirmed(world).with_name("rules.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        waiting = world.gateway.start(*words, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+        held = re.compile(rf"-> FLOCK .* {waiting.pid} ")
+        until(lambda: held.search(Path("/proc/locks").read_text()) or waiting.poll() is not None, "it waits")
+        assert waiting.poll() is None
+        assert rules(world.gateway) == ""
+    if command == ["apply", "--confirm", "60s"]:
+        until(unconfirmed(world).exists, "its trial")
+        tried.logknock("remove")
+    waiting.communicate(timeout=20)
+
+
+def test_a_confirmation_at_the_last_moment_counts(world: World) -> None:
+    """The time is up, and the undoing process waits for one who is just confirming."""
+    with trial(world, "1h") as tried:
+        with unconfirmed(world).with_name("rules.lock").open("w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            os.kill(tried.undoer, signal.SIGTERM)
+            waits = re.compile(rf"-> FLOCK .* {tried.undoer} ")
+            until(lambda: waits.search(Path("/proc/locks").read_text()), "it wants to undo")
+            with unconfirmed(world).open("a") as file:
+                file.write("confirmed\n")
+            unconfirmed(world).unlink()
+        tried.ends(0, "confirmed: the rules stand")
+        assert rules(world.gateway) != ""
 
 
 def test_rules_that_are_removed_stay_removed(world: World) -> None:
