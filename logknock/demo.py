@@ -53,7 +53,7 @@ GREETING = "welcome, this is the service behind the door"
 
 # nodad: an IPv6 address is to be used at once.
 _WIRING = f"""\
-mount -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
+mount -n -t tmpfs -o mode=755,nosuid,nodev tmpfs /run
 ip netns add client
 ip link add eth0 type veth peer name eth0 netns client
 ip addr add {GATEWAY4}/24 dev eth0
