@@ -74,7 +74,7 @@ def whole(low: int, high: int) -> Callable[[object], int]:
     def parse(value: object) -> int:
         number = _of(int, value, f"{low}-{high}, without quotes")
         if not low <= number <= high:
-            raise WrongError(f"{number} is out of range ({low}-{high})")
+            raise WrongError(f"{number} is out of range ({low}-{high})", f"write a number from {low} to {high}")
         return number
 
     return parse
@@ -97,7 +97,7 @@ def duration(low: str, high: str) -> Callable[[object], float]:
         written = text("30s")(value)
         seconds = parse_duration(written)
         if not parse_duration(low) <= seconds <= parse_duration(high):
-            raise WrongError(f"{written} is out of range ({low}-{high})")
+            raise WrongError(f"{written} is out of range ({low}-{high})", f"write a time from {low} to {high}")
         return seconds
 
     return parse
@@ -106,7 +106,11 @@ def duration(low: str, high: str) -> Callable[[object], float]:
 def service(value: object) -> Service:
     if type(value) is int:
         raise WrongError(f"{value} has no protocol", f'write "{value}/tcp" or "{value}/udp"')
-    return Service.parse(text("22/tcp")(value))
+    written = text("22/tcp")(value)
+    try:
+        return Service.parse(written)
+    except ValueError as error:
+        raise WrongError(str(error), 'a service is written "22/tcp" or "53/udp", its port 1-65535') from None
 
 
 def tcp_flags(value: object) -> TcpFlags:

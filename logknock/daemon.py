@@ -12,13 +12,14 @@ import signal
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from . import __version__, report
 from .config import Config, load
 from .errors import FirewallError, LogknockError
 from .firewall.sets import GUARDED, WATCHED, Sets
-from .knock import Granted, Matcher, Revoked
+from .knock import Event, Granted, Matcher, Revoked
 from .packet import Packet
 from .report import Level, Reporter, notice
 from .sources.nflog import Nflog
@@ -101,20 +102,35 @@ class Daemon:
         if packet.time <= self._oldest:
             self._counters.stale += 1  # it waited too long somewhere to mean anything now (T29)
             return
-        events = self._matcher.receive(packet)
-        extra: list[report.Line] = []
-        for event in events:
-            if isinstance(event, (Granted, Revoked)):
-                extra += self._act(event, time.time())
-        self._reporter.events(events)
-        for line in extra:
-            self._reporter.write(line)
-
-    def _act(self, event: Granted | Revoked, now: float) -> list[report.Line]:
-        """Open and close as the matcher says; what there is to tell beyond the event itself."""
-        try:
+        told: list[Event | report.Line] = []
+        for event in self._matcher.receive(packet):
+            told.append(event)
             if isinstance(event, Granted):
-                return self._open(event, now)
+                told[-1:] = self._open(event, time.time())
+            elif isinstance(event, Revoked):
+                told += self._close(event, time.time())
+        self._reporter.tell(told)
+
+    def _open(self, event: Granted, now: float) -> list[Event | report.Line]:
+        """Open the door; what there is to tell of it: that it is open, or why it is not."""
+        grant = event.grant
+        # The door's time begins when it opens, which is when its elements' time begins.
+        door = self._doors[grant.door]
+        try:
+            reason = self._sets.refused(grant.src)
+            if reason is None:
+                self._sets.open(door, grant._replace(expires=now + door.timeout), now)
+                self._counters.opened += 1
+                return [event]
+            self._counters.refused += 1
+        except FirewallError as error:
+            self._counters.firewall_errors += 1
+            self._trouble = self._trouble or error.message
+            reason = error.message + (f" (hint: {error.hint})" if error.hint else "")
+        return [report.refused(grant, reason)]
+
+    def _close(self, event: Revoked, now: float) -> list[report.Line]:
+        try:
             ended = self._sets.close(event.door, event.packet.src, now)
         except FirewallError as error:
             self._counters.firewall_errors += 1
@@ -123,25 +139,13 @@ class Daemon:
         self._counters.closed += ended is not None
         return [report.revoked(ended, event.by)] if ended else []
 
-    def _open(self, event: Granted, now: float) -> list[report.Line]:
-        grant = event.grant
-        reason = self._sets.refused(grant.src)
-        if reason is not None:
-            self._counters.refused += 1
-            return [report.refused(grant, reason)]
-        # The door's time begins when it opens, which is when its elements' time begins.
-        door = self._doors[grant.door]
-        self._sets.open(door, grant._replace(expires=now + door.timeout), now)
-        self._counters.opened += 1
-        return []
-
     def _tick(self) -> None:
         asyncio.get_running_loop().call_later(_TICK, self._tick)
         now = time.time()
         for grant in self._sets.expire(now):
             self._counters.closed += 1
             self._reporter.write(report.closed(grant))
-        self._reporter.events(self._matcher.expire(now))
+        self._reporter.tell(self._matcher.expire(now))
         self._watch_firewall(now)
         self._source.settle()
         self._tell_losses()
@@ -155,23 +159,28 @@ class Daemon:
         try:
             if not self._sets.changed() and not self._trouble:
                 return
-            self._sets.use(self._config.doors)
+            failure = self._sets.check(self._config.doors)
         except FirewallError as error:
             self._in_trouble(error)
             return
-        self._restore(now)
+        if failure is not None:
+            self._in_trouble(failure)
+        self._restore(now, sound=failure is None)
 
-    def _restore(self, now: float, restored: int = 0) -> None:
+    def _restore(self, now: float, *, sound: bool, restored: int = 0) -> None:
+        """Put grants back, part by part; trouble is over when all is sound and nothing is left to put back."""
         try:
             some = self._sets.reconcile(now)
         except FirewallError as error:
-            self._in_trouble(error)
+            if sound:
+                self._in_trouble(error)
             return
         if some:
-            asyncio.get_running_loop().call_soon(self._restore, now, restored + some)
-        elif self._trouble:
+            again = partial(self._restore, now, sound=sound, restored=restored + some)
+            asyncio.get_running_loop().call_soon(again)
+        elif sound and self._trouble:
             self._trouble = ""
-            self._tell(f"the firewall has our sets again; {restored} grants put back")
+            self._tell(f"the firewall has what it needs again; {restored} grants put back")
 
     def _in_trouble(self, error: FirewallError) -> None:
         """Say it once, not once a second; it is over when the sets hold what they should."""

@@ -50,7 +50,12 @@ class Message(NamedTuple):
 
 
 class NetlinkError(OSError):
-    """The kernel's refusal: `errno`, and in `strerror` its words, its own explanation (extended ack) included."""
+    """The kernel's refusal of the message with the number `sequence`: `errno`, and in `strerror` its words.
+
+    Its own explanation (extended ack) is part of them.
+    """
+
+    sequence = 0
 
 
 def align(length: int) -> int:
@@ -118,7 +123,9 @@ def refusal(answer: Message) -> NetlinkError | None:
         said = bytes(attributes(answer.body[at:]).get(_NLMSGERR_ATTR_MSG, b"")).rstrip(b"\0")
         if said:
             words += f" ({said.decode('ascii', 'replace')})"
-    return NetlinkError(-code, words)
+    error = NetlinkError(-code, words)
+    error.sequence = answer.sequence
+    return error
 
 
 class Socket:

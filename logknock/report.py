@@ -70,7 +70,7 @@ def revoked(grant: Grant, by: str) -> Line:
 
 
 def refused(grant: Grant, reason: str) -> Line:
-    """A door stays shut for a source that no door may open for (T37)."""
+    """A door stays shut after the right knocks: no door may open for this source (T37), or the firewall refused."""
     return _line(Level.WARNING, address_text(grant.src), grant.door, f"not opened: {reason}", "refused")
 
 
@@ -155,9 +155,12 @@ class Reporter:
         self._routine_left = ROUTINE_LINES_PER_SECOND
         self._left_out = 0
 
-    def events(self, events: Iterable[Event]) -> None:
-        """Tell what the matcher said, unless too much of its kind is being said."""
-        for event in events:
+    def tell(self, told: Iterable[Event | Line]) -> None:
+        """Tell what the matcher said, unless too much of its kind is being said, and lines among it as they are."""
+        for event in told:
+            if isinstance(event, Line):
+                self._log.write(event)
+                continue
             if isinstance(event, (Advanced, Failed)):
                 if self._routine_left <= 0:
                     self._left_out += 1

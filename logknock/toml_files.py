@@ -197,7 +197,7 @@ def _cannot_read(path: Path, error: OSError, report: Report) -> None:
         report.exit_code = NO_PERMISSION
         report.unread(path, "cannot be read: permission denied", "run this as root, or as the file's owner")
     else:
-        report.unread(path, f"cannot be read: {error.strerror}")
+        report.unread(path, f"cannot be read: {error.strerror}", "name a file that can be read with -c FILE")
 
 
 def _is_ours(status: os.stat_result, path: Path, report: Report) -> bool:

@@ -209,4 +209,5 @@ def file_error(path: Path, error: OSError) -> LogknockError:
     """What to say where the system refuses a file of ours."""
     if isinstance(error, PermissionError):
         return LogknockError(f"{path}: {error.strerror}", "run it as root", NO_PERMISSION)
-    return LogknockError(f"{path}: {error.strerror}", exit_code=FAILURE)
+    hint = "[paths] state and runtime of the configuration name the directories"
+    return LogknockError(f"{path}: {error.strerror}", hint, FAILURE)

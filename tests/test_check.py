@@ -70,7 +70,7 @@ def test_without_traps_it_says_what_a_scan_opens(tmp_path: Path) -> None:
 
 
 def test_every_error_is_a_line_with_its_hint_below_and_exit_78(tmp_path: Path) -> None:
-    """Nothing on standard output; no hint line where there is no hint."""
+    """Nothing on standard output."""
     path = write(tmp_path, "surce = 1\n" + DOOR + 'timeout = 30\nclose = ["x"]\n[log]\ngroup = 70000\n')
     done = run("-c", path)
     assert (done.returncode, done.stdout) == (BAD_CONFIG, "")
@@ -82,6 +82,7 @@ def test_every_error_is_a_line_with_its_hint_below_and_exit_78(tmp_path: Path) -
         f"logknock: {path}:6: doors.ssh.close: unknown key",
         "hint: did you mean closes?",
         f"logknock: {path}:8: log.group: 70000 is out of range (0-65535)",
+        "hint: write a number from 0 to 65535",
     ]
 
 
@@ -121,7 +122,7 @@ def test_a_wrong_configuration_as_json(tmp_path: Path) -> None:
         "line": 2,
         "key": "log.group",
         "message": "70000 is out of range (0-65535)",
-        "hint": "",
+        "hint": "write a number from 0 to 65535",
     }
 
 

@@ -43,8 +43,8 @@ def beside_a_door(table: str, line: str) -> str:
 LOG: Claims = {
     "a key like no other gets the list": ("zzz = 1", "unknown key", "known here: source, group, prefix"),
     "another source": ('source = "journal"', "nflog is the only source there is", 'write "nflog", or leave it out'),
-    "a group above 65535": ("group = 65536", "65536 is out of range (0-65535)", ""),
-    "a group below 0": ("group = -1", "-1 is out of range (0-65535)", ""),
+    "a group above 65535": ("group = 65536", "65536 is out of range (0-65535)", "write a number from 0 to 65535"),
+    "a group below 0": ("group = -1", "-1 is out of range (0-65535)", "write a number from 0 to 65535"),
     "a bool is no number": ("group = true", "must be a whole number, not true or false", "0-65535, without quotes"),
     "a fraction is no whole number": ("group = 5.0", "must be a whole number, not a number", "0-65535, without quotes"),
     "a prefix that is no text": (
@@ -53,18 +53,19 @@ LOG: Claims = {
         'write it in quotes, like "logknock"',
     ),
 }
+SERVICE_HINT = 'a service is written "22/tcp" or "53/udp", its port 1-65535'
 IP_HINT = 'write "192.0.2.0/24", "2001:db8::/32" or a single address'
 TEXT_HINT = "write it in quotes, like "
 ZONE_HINT = "a packet's source has none: leave out what begins with %"
 BITS = "has bits set behind its prefix"
 MAPPED = "is IPv4 written as IPv6"
 FIREWALL: Claims = {
-    "too many traps": ("traps = 16385", "16385 is out of range (0-16384)", ""),
-    "a negative number of traps": ("traps = -1", "-1 is out of range (0-16384)", ""),
-    "a rate of nothing": ("rate = 0", "0 is out of range (1-1000)", ""),
-    "a rate that limits nothing": ("rate = 1001", "1001 is out of range (1-1000)", ""),
-    "a burst of nothing": ("burst = 0", "0 is out of range (1-1000)", ""),
-    "a burst that limits nothing": ("burst = 1001", "1001 is out of range (1-1000)", ""),
+    "too many traps": ("traps = 16385", "16385 is out of range (0-16384)", "write a number from 0 to 16384"),
+    "a negative number of traps": ("traps = -1", "-1 is out of range (0-16384)", "write a number from 0 to 16384"),
+    "a rate of nothing": ("rate = 0", "0 is out of range (1-1000)", "write a number from 1 to 1000"),
+    "a rate that limits nothing": ("rate = 1001", "1001 is out of range (1-1000)", "write a number from 1 to 1000"),
+    "a burst of nothing": ("burst = 0", "0 is out of range (1-1000)", "write a number from 1 to 1000"),
+    "a burst that limits nothing": ("burst = 1001", "1001 is out of range (1-1000)", "write a number from 1 to 1000"),
     "a network without brackets": ('trusted = "10.0.0.0/8"', "must be a list, not text", 'write ["10.0.0.0/8"]'),
     "a date where a list belongs": ("trusted = 2026-01-02", "must be a list, not a date or time", ""),
     "a number": ("trusted = [10]", "must be text, not a whole number", f'{TEXT_HINT}"192.0.2.0/24"'),
@@ -95,9 +96,9 @@ DOORS: Claims = {
     "a misspelt key gets the nearest one": ('opnes = ["22/tcp"]', "unknown key", "did you mean opens?"),
     "a sequence without a knock": ("sequence = []", "has no knock", "three knocks are a good beginning"),
     "a sequence that is too long": (f'sequence = [{MOST}, "9/udp"]', "has 33 elements, and 32 are the most", ""),
-    "a port above 65535": ('sequence = ["70000/tcp"]', "70000/tcp is no port (1-65535)", ""),
+    "a port above 65535": ('sequence = ["70000/tcp"]', "70000/tcp is no port (1-65535)", SERVICE_HINT),
     "a port without its protocol": ("sequence = [7000]", "7000 has no protocol", 'write "7000/tcp" or "7000/udp"'),
-    "another protocol": ('sequence = ["7/icmp"]', "'7/icmp': the protocol is tcp or udp, not 'icmp'", ""),
+    "another protocol": ('sequence = ["7/icmp"]', "'7/icmp': the protocol is tcp or udp, not 'icmp'", SERVICE_HINT),
     "a bool is no port": ("sequence = [true]", "must be text, not true or false", f'{TEXT_HINT}"22/tcp"'),
     "a service twice in opens": ('opens = ["22/tcp", "80/tcp", "22/tcp"]', "22/tcp is named twice", ""),
     "a service without brackets": ('opens = "22/tcp"', "must be a list, not text", 'write ["22/tcp"]'),
@@ -110,10 +111,26 @@ DOORS: Claims = {
     "a bool is no duration": ("timeout = true", "must be text, not true or false", f'{TEXT_HINT}"30s"'),
     "a duration in other digits": ('timeout = "\u0663\u0660s"', "'\u0663\u0660s' is no duration", UNIT_HINT),
     "no duration at all": ('timeout = ""', "'' is no duration", UNIT_HINT),
-    "a timeout under a second": ('timeout = "999ms"', "999ms is out of range (1s-365d)", ""),
-    "a timeout over a year": ('timeout = "365d1ms"', "365d1ms is out of range (1s-365d)", ""),
-    "a seq_timeout under a second": ('seq_timeout = "999ms"', "999ms is out of range (1s-1h)", ""),
-    "a seq_timeout over an hour": ('seq_timeout = "1h1ms"', "1h1ms is out of range (1s-1h)", ""),
+    "a timeout under a second": (
+        'timeout = "999ms"',
+        "999ms is out of range (1s-365d)",
+        "write a time from 1s to 365d",
+    ),
+    "a timeout over a year": (
+        'timeout = "365d1ms"',
+        "365d1ms is out of range (1s-365d)",
+        "write a time from 1s to 365d",
+    ),
+    "a seq_timeout under a second": (
+        'seq_timeout = "999ms"',
+        "999ms is out of range (1s-1h)",
+        "write a time from 1s to 1h",
+    ),
+    "a seq_timeout over an hour": (
+        'seq_timeout = "1h1ms"',
+        "1h1ms is out of range (1s-1h)",
+        "write a time from 1s to 1h",
+    ),
     "a set without its family": ('sets = ["filter allowed4"]', "'filter allowed4' is no set", SET_HINT),
     "a set of a family without IP": ('sets = ["bridge filter s"]', "'bridge filter s' is no set", SET_HINT),
     "T35: a name that would end a command": ('sets = ["ip t s;x"]', "'s;x' is no name that nft takes", NAME_HINT),

@@ -87,13 +87,13 @@ def test_a_flood_of_attempts_is_summed_up_and_openings_are_not() -> None:
     kept = Kept()
     reporter = Reporter(kept)
     for _ in range(ROUTINE_LINES_PER_SECOND + 50):
-        reporter.events([Advanced(PACKET, ("ssh",), 1)])
-    reporter.events([Granted(PACKET, GRANT)])
+        reporter.tell([Advanced(PACKET, ("ssh",), 1)])
+    reporter.tell([Granted(PACKET, GRANT)])
     assert len(kept.lines) == ROUTINE_LINES_PER_SECOND + 1
     assert kept.lines[-1].text.endswith("OPEN SESAME")
     reporter.settle()
     assert kept.lines[-1].text == "50 more lines about attempts left out"
-    reporter.events([Advanced(PACKET, ("ssh",), 1)])
+    reporter.tell([Advanced(PACKET, ("ssh",), 1)])
     reporter.settle()
     assert kept.lines[-1].text.endswith("Stage 1")
 

@@ -20,6 +20,7 @@ table inet logknock {
 	set granted4 { type ipv4_addr . inet_proto . inet_service; flags timeout; size 4; }
 	set granted6 { type ipv6_addr . inet_proto . inet_service; flags timeout; size 65535; }
 	set watched { type inet_proto . inet_service; elements = { tcp . 7000, udp . 9000 }; }
+	chain guard { log group 5; }
 	set guarded { type inet_proto . inet_service; flags interval; elements = { tcp . 22, udp . 500 }; }
 }
 table ip own {
@@ -356,6 +357,17 @@ def test_t37_who_is_never_granted(sets: Sets, address: str, reason: str | None) 
     """T37: what the address itself says, and what the kernel's routing table says of it."""
     said = sets.refused(ipaddress.ip_address(address).packed)
     assert said is None if reason is None else said is not None and reason in said
+
+
+def test_t37_the_anycast_address_of_a_router_is_its_own(gateway: Host, sets: Sets) -> None:
+    """T37: RFC 4291, 2.6.1: the prefix itself is an address of every router."""
+    anycast = ipaddress.ip_address("fd99::").packed
+    assert sets.refused(anycast) is None
+    gateway.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=1")
+    try:
+        assert "anycast" in (sets.refused(anycast) or "")
+    finally:
+        gateway.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
 
 
 def test_services_of_a_set(sets: Sets) -> None:

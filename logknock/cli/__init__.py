@@ -1,5 +1,7 @@
 """The command line: one file a group of commands. Rule: it prints and asks, and decides nothing."""
 
+import errno
+import os
 import sys
 from importlib import import_module
 from pathlib import Path
@@ -59,9 +61,11 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Run the command line and exit: 0, or the code of DESIGN's list that fits (see errors.py)."""
+    """Run the command line and exit: 0, or the code that fits (see errors.py)."""
+    _open_missing()
     try:
         code = cli(standalone_mode=False)
+        sys.stdout.flush()
     except LogknockError as error:
         code = fail(error)
     except click.exceptions.Abort:
@@ -69,7 +73,19 @@ def main() -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
-    except BrokenPipeError:  # `logknock … | head`
-        sys.stderr.close()
+    except OSError as error:  # the files that we work on are seen to elsewhere: this is what we print to
         code = FAILURE
+        if error.errno != errno.EPIPE:  # `logknock … | head` needs no telling
+            fail(LogknockError(f"standard output: {error.strerror}", "not all that was to be said could be written"))
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is not to fail again at the end
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _open_missing() -> None:
+    """Give a process that was started without standard streams (`>&-`) something to print to."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
+    for name, number in (("stdin", 0), ("stdout", 1), ("stderr", 2)):
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(number, "r" if number == 0 else "w"))  # noqa: SIM115  # for the process's life

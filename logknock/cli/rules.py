@@ -103,10 +103,12 @@ def remove(config_path: Path) -> None:
 def _render(config: Config) -> tuple[str, str]:
     """The rules, and a line on what they do."""
     seed, listening = ruleset.trap_seed(config.state), ruleset.listening()
-    guarded = " ".join(map(str, sorted(config.guarded))) or "nothing"
-    watched = " ".join(map(str, sorted(config.knocked)))
     traps = len(ruleset.traps(config, seed, listening))
-    summary = f"loaded: guarded {guarded}; watched {watched}; {traps} traps; NFLOG group {config.group}"
+    # Numbers only: the ports are the secret, and under systemd this goes to the journal.
+    summary = (
+        f"loaded: {len(config.guarded)} guarded, {len(config.knocked)} knock ports, {traps} traps; "
+        f"NFLOG group {config.group}"
+    )
     return ruleset.render(config, seed, listening), summary
 
 

@@ -1,5 +1,6 @@
 """`logknock run`: the daemon in the foreground."""
 
+import signal
 from pathlib import Path
 
 import click
@@ -20,4 +21,5 @@ def run(config_path: Path) -> None:
     One line an event goes to standard error, or with its fields to the journal under systemd. Open doors
     close on time even if this ends: the kernel does it.
     """
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a reload that comes before there is anything to reload
     Daemon(config_path, Reporter(choose_log())).run()

@@ -11,7 +11,7 @@ The messages are those of linux/netfilter/nf_tables.h. An administrator's own se
 import errno
 import ipaddress
 import math
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
 from heapq import heapify, heappop, heappush
 from itertools import islice
 from typing import NamedTuple
@@ -27,7 +27,10 @@ WATCHED = SetName("inet", "logknock", "watched")
 
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (_SUBSYSTEM << 8 | n for n in (10, 12, 13, 14, 16))
+_GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
+    _SUBSYSTEM << 8 | number for number in (7, 10, 12, 13, 14, 16)
+)
+_RULE_TABLE, _RULE_CHAIN = 1, 2
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE = 1, 2, 3, 4
 _FLAG_INTERVAL, _FLAG_TIMEOUT = 0x04, 0x10
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
@@ -42,7 +45,12 @@ _WITH_SERVICE = 12  # how far a type moves when `. inet_proto . inet_service` fo
 # Route types of linux/rtnetlink.h, by which the kernel tells whose address one is.
 _GETROUTE = 26
 _RTA_DST = 1
-_ROUTE_TYPES = {2: "one of this host's own addresses", 3: "a broadcast address", 5: "a multicast address"}
+_ROUTE_TYPES = {
+    2: "one of this host's own addresses",
+    3: "a broadcast address",
+    4: "an anycast address of this host",
+    5: "a multicast address",
+}
 _ROUTE_TYPE_AT = 7  # offset of rtm_type in struct rtmsg
 
 # Addresses with open doors: what our sets have room for (rules/logknock.nft).
@@ -176,21 +184,52 @@ class Sets:
         return [opened.grant for doors in self._open.values() for opened in doors.values()]
 
     def use(self, doors: Iterable[Door]) -> None:
-        """Learn the types of the sets that these doors fill; raises FirewallError at the first that does not fit."""
-        doors = tuple(doors)
-        needed: dict[SetName, None] = {}
-        if any(door.guard and door.opens for door in doors):
-            needed.update(dict.fromkeys(GRANTED.values()))
-        needed.update((name, None) for door in doors for name in door.sets)
-        types = {name: self._set_type(name) for name in needed}
-        for door in doors:
-            for name in door.sets:
-                if types[name].with_service and not door.opens:
-                    raise FirewallError(
-                        f"set {name} holds services, and door {door.name} opens none",
-                        'give the door its services: opens = ["22/tcp"]',
-                    )
+        """Go on with these doors; raises FirewallError if the rules or one of their sets is missing or does not fit."""
+        types, failure = self._look(doors)
+        if failure is not None:
+            raise failure
         self._types = types
+
+    def check(self, doors: Iterable[Door]) -> FirewallError | None:
+        """Look again at what these doors need, and go on with what is there; the first thing that is wrong."""
+        types, failure = self._look(doors)
+        self._types.update(types)
+        return failure
+
+    def _look(self, doors: Iterable[Door]) -> tuple[dict[SetName, SetType], FirewallError | None]:
+        doors = tuple(doors)
+        guards = any(door.guard and door.opens for door in doors)
+        needed = dict.fromkeys(GRANTED.values() if guards else ())
+        needed.update((name, None) for door in doors for name in door.sets)
+        types: dict[SetName, SetType] = {}
+        failures: list[FirewallError] = []
+        for name in needed:
+            try:
+                types[name] = self._set_type(name)
+            except FirewallError as error:
+                failures.append(error)
+        if guards and not failures:
+            failures += self._missing_rules()
+        failures += (
+            FirewallError(
+                f"set {name} holds services, and door {door.name} opens none",
+                'give the door its services: opens = ["22/tcp"]',
+            )
+            for door in doors
+            for name in door.sets
+            if not door.opens and name in types and types[name].with_service
+        )
+        return types, next(iter(failures), None)
+
+    def _missing_rules(self) -> Iterator[FirewallError]:
+        """The sets may be there and the rules not (`nft flush table`): then nothing is guarded, and nothing logged."""
+        sequence = self._netfilter.sequence()
+        table, chain = _name(_RULE_TABLE, "logknock"), _name(_RULE_CHAIN, "guard")
+        flags, family = netlink.NLM_F_DUMP, FAMILIES["inet"]
+        request = netlink.netfilter_message(_GETRULE, flags, sequence, family, 0, table, chain)
+        if not self._ask("chain inet logknock guard", request, sequence):
+            hint = "`logknock rules apply` loads them"
+            yield FirewallError("the rules of table inet logknock are gone: nothing is guarded", hint, UNAVAILABLE)
 
     def refused(self, src: bytes) -> str | None:
         """Why no door ever opens for this address (T37), or None where nothing is against it."""
@@ -236,8 +275,9 @@ class Sets:
             grant = heappop(self._ends).grant
             opened = self._open.get(grant.src, {}).get(grant.door)
             if opened is not None and opened.grant is grant:
+                if grant.src not in self._unsure:  # else the kernel may never have had it
+                    ended.append(grant)
                 self._forget(grant.door, grant.src)
-                ended.append(grant)
         return ended
 
     def changed(self) -> bool:
@@ -315,8 +355,12 @@ class Sets:
             first = self._netfilter.sequence()
             batch, last = render(drop, [(element, left, door) for element, (left, door) in hold.items()], first)
             self._netfilter.skip_to(last + 1)
-            names = sorted({f"set {element.set}" for element in (*drop, *hold)})
-            self._ask(", ".join(names), batch, last)
+            try:
+                self._netfilter.request(batch, last)
+            except OSError as error:
+                place = getattr(error, "sequence", last) - first - 1
+                refused = [*(element for element in drop for _ in "ad"), *(element for element in hold for _ in "ada")]
+                raise _firewall_error(f"set {refused[min(place, len(refused) - 1)].set}", error) from error
             self._generation = (self._generation + 1) & 0xFFFFFFFF
         del self._unsure[src]
 
@@ -388,7 +432,8 @@ def _firewall_error(what: str, error: OSError) -> FirewallError:
         hint = "this kernel has no nftables (CONFIG_NF_TABLES), or its module is not there"
         return FirewallError(f"{what}: {words}", hint, UNAVAILABLE)
     if error.errno == errno.ENOENT:
-        hint = "`logknock rules apply` loads our rules; a set of your own is up to your firewall"
+        ours = "inet logknock" in what
+        hint = "`logknock rules apply` loads it" if ours else "your firewall is to make it, or the door to do without"
         return FirewallError(f"{what} is missing: {words}", hint, UNAVAILABLE)
     if error.errno == errno.ENFILE:
         return FirewallError(f"{what}: the set is full: {words}", "it has room again as its elements expire")

@@ -66,7 +66,7 @@ def test_what_is_printed_loads_and_is_what_apply_loads(world: World) -> None:
 def test_apply_says_in_a_line_what_it_did(world: World) -> None:
     world.configure(SSH + "[firewall]\ntraps = 10\nexclude = ['7001/tcp']\n[log]\ngroup = 77\n")
     done = world.gateway.logknock("rules", "apply", "-c", str(world.config))
-    assert done.stdout == "loaded: guarded 22/tcp; watched 7000/tcp 8000/tcp 9000/udp; 31 traps; NFLOG group 77\n"
+    assert done.stdout == "loaded: 1 guarded, 3 knock ports, 31 traps; NFLOG group 77\n"
     assert done.stderr == ""
 
 
@@ -215,3 +215,20 @@ def test_a_time_that_is_none_is_refused_before_anything_happens(world: World, ti
     assert done.returncode == USAGE
     assert "--confirm" in done.stderr
     assert world.gateway.nft("list tables") == ""
+
+
+@pytest.mark.parametrize("closing", [">/dev/full", ">&-"], ids=["full", "closed"])
+def test_output_that_cannot_be_written_is_no_traceback(world: World, closing: str) -> None:
+    """One line at most, and what was to be done is done."""
+    command = f"{sys.executable} -m logknock rules apply -c {world.config} {closing}"
+    done = world.gateway.run("sh", "-c", command, check=False)
+    assert "Traceback" not in done.stderr
+    assert len([line for line in done.stderr.splitlines() if line.startswith("logknock: ")]) <= 1
+    assert elements(world.gateway, "watched")
+
+
+def test_t38_remove_needs_no_files(world: World) -> None:
+    """T38: it is the way out: a runtime directory that cannot be used is no obstacle."""
+    world.apply()
+    world.config.write_text(world.config.read_text().replace('/run"', '/logknock.toml/run"'))
+    assert world.gateway.logknock("rules", "remove", "-c", str(world.config)).stdout == "removed\n"

@@ -125,6 +125,7 @@ def test_t37_the_hosts_own_addresses_are_never_granted(world: World) -> None:
         for src, to in (("10.99.0.1", "10.99.0.1"), ("10.99.0.255", "10.99.0.1"), ("fd99::1", "fd99::1")):
             world.spoof(*(f"{src}>{to}:{service}" for service in KNOCKS))
             daemon.wait_for(f"{src}: ssh: not opened: ")
+            assert not daemon.says(f"{src}: ssh: OPEN SESAME")
         assert world.granted() == world.granted("granted6") == {}
         assert daemon.counter("refused") == 3
 
@@ -210,6 +211,35 @@ def test_t34_a_flushed_ruleset_is_told_and_grants_come_back(world: World) -> Non
         element = world.granted()[SSH_4]
         assert 0 < element["expires"] < 30
         assert daemon.stop() == 0
+
+
+def test_t34_rules_that_are_gone_are_told_although_the_sets_are_there(world: World) -> None:
+    """T34: `nft flush table` leaves sets and elements, and guards nothing."""
+    world.apply()
+    with world.daemon() as daemon:
+        world.gateway.nft("flush table inet logknock")
+        daemon.wait_for("error: the rules of table inet logknock are gone: nothing is guarded")
+        world.apply()
+        daemon.wait_for("the firewall has what it needs again")
+        assert daemon.stop() == 0
+    world.gateway.nft("flush table inet logknock")
+    fails(world, 69, "the rules of table inet logknock are gone")
+
+
+def test_t34_a_set_that_is_missing_harms_no_other_door(world: World) -> None:
+    """T34: and its own door says that it was not opened, not OPEN SESAME."""
+    own = '[doors.own]\nsequence = ["7100/tcp", "8100/tcp", "9100/udp"]\nsets = ["inet mine allowed"]\n'
+    world.configure(SSH + own)
+    world.gateway.nft("table inet mine { set allowed { type ipv4_addr; flags timeout; }; }")
+    world.apply()
+    with world.daemon() as daemon:
+        world.knock(*KNOCKS)
+        daemon.wait_for("10.99.0.2: ssh: OPEN SESAME")
+        world.gateway.nft("delete set inet mine allowed\nflush set inet logknock granted4")
+        until(lambda: SSH_4 in world.granted(), "the grant to be put back")
+        world.knock("7100/tcp", "8100/tcp", "9100/udp")
+        daemon.wait_for("10.99.0.2: own: not opened: set inet mine allowed is missing: No such file or directory")
+        assert not daemon.says("own: OPEN SESAME")
 
 
 def test_t36_a_bad_reload_keeps_configuration_attempts_and_grants(world: World) -> None:

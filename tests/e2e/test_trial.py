@@ -79,7 +79,7 @@ def trial(world: World, time: str, stdin: int = subprocess.DEVNULL) -> Iterator[
     undoer = 0
     try:
         assert command.stdout is not None
-        assert command.stdout.readline().startswith("loaded: guarded ")
+        assert command.stdout.readline().startswith("loaded: 1 guarded")
         until(lambda: "by process" in unconfirmed(world).read_text(), "the undoing process waits")
         undoer = int(unconfirmed(world).read_text().split()[-1])
         assert command.stdout.readline().startswith("still reachable? open a new connection and run `logknock rules")
