@@ -180,7 +180,7 @@ class Daemon:
             asyncio.get_running_loop().call_soon(again)
         elif sound and self._trouble:
             self._trouble = ""
-            self._tell(f"the firewall has what it needs again; {restored} grants put back")
+            self._tell(f"the firewall has what it needs again; the open doors of {restored} addresses are put back")
 
     def _in_trouble(self, error: FirewallError) -> None:
         """Say it once, not once a second; it is over when the sets hold what they should."""
@@ -209,7 +209,8 @@ class Daemon:
             self._tell("not reloaded: the configuration from before stays in force", Level.ERROR)
         else:
             self._adopt(config, source)
-        _notify("READY=1")
+        finally:
+            _notify("READY=1")
 
     def _adopt(self, config: Config, source: Nflog) -> None:
         if source is not self._source:

@@ -357,7 +357,7 @@ class Demo:
         )
         scan = (
             f"One SYN to each port, from another address of the client ({SCANNER4}): whoever sends faster than anybody "
-            "knocks is not listened to until it has kept to a knocker's pace for 10 s. The first address need not wait for that."
+            "knocks is not listened to until it has kept to a knocker's pace for 10 s. The first need not wait for it."
         )
         grant = "An open door is an element of a set, with a timeout: the kernel closes it, even if the daemon is dead."
         steps = [

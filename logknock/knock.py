@@ -25,7 +25,7 @@ MAX_KNOCKERS = 65_536
 MAX_KNOCKERS_PER_PREFIX = 256
 _PREFIX_BYTES = 8
 
-# knockd's own limit; also what bounds the attempts that one source can have at a time.
+# knockd's own limit, and how many attempts a source can have at a time, those that are done included.
 MAX_SEQUENCE = 32
 
 # Room is made for so many knockers at a time: the oldest entries of a dict are found by walking over the places of
@@ -352,7 +352,7 @@ class Matcher:
             for src, attempts in list(islice(members.items(), 2 * self._sweep)):
                 kept = tuple(attempt for attempt in attempts if attempt.expires > now)
                 if len(kept) == len(attempts):
-                    break
+                    continue  # doors differ in seq_timeout: a younger one may have ended before it
                 for attempt in attempts:
                     if attempt.expires <= now:
                         _report_end(src, attempt, Reason.TIMEOUT, None, events)
@@ -376,6 +376,8 @@ class Matcher:
                 _report_end(packet.src, attempt, after, packet, events)
             else:
                 kept.append(self._reach(after, packet, events))
+        if len(kept) > MAX_SEQUENCE:  # those that are done, of who knocks again and again: the oldest give way
+            del kept[: len(kept) - MAX_SEQUENCE]
         return tuple(kept), resend
 
     def _reach(self, attempt: Attempt, packet: Packet, events: list[Event]) -> Attempt:

@@ -55,7 +55,9 @@ class NetlinkError(OSError):
     Its own explanation (extended ack) is part of them.
     """
 
-    sequence = 0
+    def __init__(self, code: int, words: str, sequence: int) -> None:
+        super().__init__(code, words)
+        self.sequence = sequence
 
 
 def align(length: int) -> int:
@@ -123,9 +125,7 @@ def refusal(answer: Message) -> NetlinkError | None:
         said = bytes(attributes(answer.body[at:]).get(_NLMSGERR_ATTR_MSG, b"")).rstrip(b"\0")
         if said:
             words += f" ({said.decode('ascii', 'replace')})"
-    error = NetlinkError(-code, words)
-    error.sequence = answer.sequence
-    return error
+    return NetlinkError(-code, words, answer.sequence)
 
 
 class Socket:
@@ -161,16 +161,20 @@ class Socket:
         """Go on behind `sequence`: the numbers up to it went into one batch."""
         self._sequence = sequence & 0xFFFFFFFF
 
-    def request(self, data: bytes, sequence: int) -> list[bytes]:
+    def request(self, data: bytes, sequence: int, first: int | None = None) -> list[bytes]:
         """Send messages, the last of which has asked for an answer; the bodies of what came back for `sequence`.
 
-        Complete at the acknowledgement or the end of the dump of `sequence`. Raises NetlinkError with the first
-        refusal that any of the messages met, OSError if the socket fails.
+        Complete at the acknowledgement or the end of the dump of `sequence`. `first` is the number of the first
+        message, where there are several; answers to older ones are passed over. Raises NetlinkError with the
+        first refusal that any of the messages met, OSError if the socket fails.
         """
+        mine = range(sequence if first is None else first, sequence + 1)
         self.raw.send(data)
         found: list[bytes] = []
         while True:
             for answer in self._receive():
+                if answer.sequence not in mine:
+                    continue
                 if answer.kind == NLMSG_ERROR:
                     refused = refusal(answer)
                     if refused is not None:

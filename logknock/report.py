@@ -7,7 +7,7 @@ the log: what an attacker can cause at will is limited, and what was left out is
 import contextlib
 import os
 import select
-import sys
+import socket
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -20,6 +20,8 @@ ROUTINE_LINES_PER_SECOND = 100
 
 # Of the doors that share a beginning so many get a line of their own.
 _DOORS_SHOWN = 4
+
+JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
 _PIPE_BUF = 4096  # what a pipe that is ready to be written takes whole (pipe(7))
 
@@ -120,18 +122,31 @@ class StderrLog:
 
 
 class JournalLog:
-    """Structured entries in systemd's journal: LOGKNOCK_DOOR=, LOGKNOCK_SRC= and so on beside the message."""
+    """Structured entries in systemd's journal: LOGKNOCK_DOOR=, LOGKNOCK_SRC= and so on beside the message.
+
+    Its native protocol (systemd.io/JOURNAL_NATIVE_PROTOCOL), on a socket that does not block: systemd-python's
+    `journal.send` waits for a journald that does not read, and doors would wait with it.
+    """
 
     def __init__(self) -> None:
-        from systemd import journal
-
-        self._send = journal.send
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self.dropped = 0
 
     def write(self, line: Line) -> None:
-        """Send the entry."""
+        """Send the entry if that cannot block."""
         fields = {f"LOGKNOCK_{name}": value for name, value in line.fields.items()}
-        with contextlib.suppress(OSError):  # journald is gone or full: as above
-            self._send(line.text, PRIORITY=str(int(line.level)), SYSLOG_IDENTIFIER="logknock", **fields)
+        fields |= {"MESSAGE": line.text, "PRIORITY": str(int(line.level)), "SYSLOG_IDENTIFIER": "logknock"}
+        entry = b"".join(_journal_field(name, value.encode(errors="replace")) for name, value in fields.items())
+        try:
+            self._socket.sendto(entry, JOURNAL_SOCKET)
+        except OSError:  # journald is gone, or full
+            self.dropped += 1
+
+
+def _journal_field(name: str, value: bytes) -> bytes:
+    if b"\n" in value:
+        return name.encode() + b"\n" + len(value).to_bytes(8, "little") + value + b"\n"
+    return name.encode() + b"=" + value + b"\n"
 
 
 def choose_log(environment: Mapping[str, str] = os.environ) -> Log:
@@ -140,8 +155,6 @@ def choose_log(environment: Mapping[str, str] = os.environ) -> Log:
         status = os.fstat(2)
         if environment.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}":
             return JournalLog()
-    except ImportError:
-        print("logknock: python3-systemd is missing: plain lines go to the journal", file=sys.stderr)
     except OSError:
         pass  # standard error is closed
     return StderrLog()
@@ -161,12 +174,12 @@ class Reporter:
             if isinstance(event, Line):
                 self._log.write(event)
                 continue
-            if isinstance(event, (Advanced, Failed)):
-                if self._routine_left <= 0:
-                    self._left_out += 1
-                    continue
-                self._routine_left -= 1
+            routine = isinstance(event, (Advanced, Failed))
+            if routine and self._routine_left <= 0:
+                self._left_out += 1
+                continue
             for line in lines(event):
+                self._routine_left -= routine
                 self._log.write(line)
 
     def write(self, line: Line) -> None:

@@ -372,6 +372,23 @@ def test_time_gives_memory_back() -> None:
     assert matcher.knockers == 0
 
 
+def test_opening_again_and_again_takes_no_memory() -> None:
+    """Who knows the knocks, and whom no rule limits (a trusted address), makes no packet dearer."""
+    matcher = Matcher([door("short", "7000 8000", seq_timeout=3600.0)])
+    for number in range(300):
+        story = f"{number}:a:7000 {number}.5:a:8000"
+        for packet in packets(story):
+            matcher.receive(packet._replace(sport=1000 + number))
+    assert len(matcher._crowd.find(source("a"))) <= 33
+    assert opened(play(matcher, "400:a:7000 401:a:8000")) == "short@a"
+
+
+def test_a_door_with_a_long_seq_timeout_does_not_keep_others_from_ending() -> None:
+    matcher = Matcher([door("long", "1 2 3", seq_timeout=3600.0), SSH])
+    play(matcher, "0:b:1 1:a:7000")
+    assert [event.src for event in matcher.expire(60.0) if isinstance(event, Failed)] == [source("a")]
+
+
 def test_an_attempt_survives_new_doors() -> None:
     """T36: a reload is no reason to knock again."""
     matcher = Matcher([SSH])

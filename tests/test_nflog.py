@@ -169,3 +169,10 @@ def test_without_rights(hosts: tuple[Host, Host]) -> None:
     assert done.stdout.startswith(
         f"{NO_PERMISSION} NFLOG group 5 cannot be read: Operation not permitted CAP_NET_ADMIN"
     )
+
+
+def test_a_container_with_users_of_its_own_may_read(hosts: tuple[Host, Host]) -> None:
+    """There CAP_NET_ADMIN is not that of the host, which the size of the queue would need."""
+    code = "from logknock.sources.nflog import Nflog; Nflog(5, lambda *_: True).close(); print('read')"
+    done = hosts[0].run("unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", code)
+    assert done.stdout == "read\n"

@@ -3,6 +3,7 @@
 import ipaddress
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
@@ -147,6 +148,21 @@ def test_the_journal_is_chosen_where_standard_error_is_its_stream() -> None:
     assert isinstance(choose_log({"JOURNAL_STREAM": f"{status.st_dev}:{status.st_ino}"}), JournalLog)
     assert isinstance(choose_log({"JOURNAL_STREAM": "1:2"}), StderrLog)
     assert isinstance(choose_log({}), StderrLog)
+
+
+def test_a_journal_that_does_not_read_loses_entries_and_does_not_block(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = str(tmp_path / "socket")
+    monkeypatch.setattr("logknock.report.JOURNAL_SOCKET", path)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+        journald.bind(path)
+        log = JournalLog()
+        for number in range(1_000):  # a socket holds some hundred entries at most: this blocks if anything does
+            log.write(notice(f"line\n{number}", DOOR="ssh"))
+        assert log.dropped > 0
+        entry = journald.recv(1000)
+    assert entry.startswith(b"LOGKNOCK_DOOR=ssh\nMESSAGE\n" + (6).to_bytes(8, "little") + b"line\n0\nPRIORITY=5\n")
 
 
 def test_a_socket_for_standard_error_works_as_a_pipe_does() -> None:

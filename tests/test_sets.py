@@ -29,6 +29,7 @@ table ip own {
 	set forever { type ipv4_addr; }
 	set ranges { type ipv4_addr; flags interval, timeout; }
 	set ports { type inet_service; flags timeout; }
+	map verdicts { type ipv4_addr : verdict; flags timeout; }
 }
 table ip6 own6 { set plain { type ipv6_addr; flags timeout; }; }
 """
@@ -310,6 +311,7 @@ def test_refreshing_for_ever_takes_no_memory(sets: Sets) -> None:
         pytest.param("forever", "must have `flags timeout`", id="a set without timeouts would never close the door"),
         pytest.param("ranges", "no `interval`", id="a set of ranges"),
         pytest.param("ports", "neither addresses", id="a set of something else"),
+        pytest.param("verdicts", "be no map", id="a map"),
         pytest.param("nowhere", "is missing", id="no such set"),
     ],
 )

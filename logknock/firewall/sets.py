@@ -32,7 +32,7 @@ _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM, _GETGEN = (
 )
 _RULE_TABLE, _RULE_CHAIN = 1, 2
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE = 1, 2, 3, 4
-_FLAG_INTERVAL, _FLAG_TIMEOUT = 0x04, 0x10
+_FLAG_CONSTANT, _FLAG_INTERVAL, _FLAG_MAP, _FLAG_TIMEOUT = 0x02, 0x04, 0x08, 0x10
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _ELEM_TIMEOUT, _ELEM_USERDATA, _DATA_VALUE = 1, 4, 6, 1
 _UDATA_COMMENT = 0
@@ -168,7 +168,8 @@ class Sets:
         self._netfilter = _connect(netlink.NETLINK_NETFILTER)
         self._route = _connect(netlink.NETLINK_ROUTE)
         self._open: dict[bytes, dict[str, _Open]] = {}
-        self._unsure: dict[bytes, None] = {}  # sources whose elements may not be what they should be
+        # Sources whose elements may not be what they should be, and what of them must be gone.
+        self._unsure: dict[bytes, set[Element]] = {}
         self._ends: list[_End] = []
         self._types: dict[SetName, SetType] = {}
         self._generation = self._read_generation()
@@ -242,9 +243,9 @@ class Sets:
         flags = netlink.NLM_F_REQUEST | netlink.NLM_F_ACK
         try:
             answers = self._route.request(netlink.message(_GETROUTE, flags, sequence, body), sequence)
-        except netlink.NetlinkError:
-            return None  # no route: then it is no address of ours either
         except OSError as error:
+            if error.errno in (errno.ENETUNREACH, errno.EHOSTUNREACH, errno.EACCES, errno.EINVAL):
+                return None  # no route, or one that refuses: then it is no address of ours either
             raise _firewall_error("the routing table cannot be read", error) from error
         return _ROUTE_TYPES.get(answers[0][_ROUTE_TYPE_AT]) if answers else None
 
@@ -286,25 +287,26 @@ class Sets:
         foreign = generation != self._generation
         self._generation = generation
         if foreign:
-            self._unsure.update(dict.fromkeys(self._open))
+            for src in self._open:
+                self._unsure.setdefault(src, set())
         return foreign or bool(self._unsure)
 
     def reconcile(self, now: float) -> int:
-        """Make the sets hold what is open, for a bounded number of sources; how many grants these have.
+        """Make the sets hold what is open, for a bounded number of sources; how many these were.
 
         Call it until it returns 0. Raises the first FirewallError that one met; what failed is tried again, later.
         """
-        restored, failure = 0, None
+        done, failure = 0, None
         for src in list(islice(self._unsure, _RECONCILE_BATCH)):
             try:
                 self._apply(src, (), now)
-                restored += len(self._open.get(src, {}))
+                done += 1
             except FirewallError as error:
                 failure = failure or error
                 self._unsure[src] = self._unsure.pop(src)  # behind the others, which may fare better
         if failure is not None:
             raise failure
-        return restored
+        return done
 
     def services(self, name: SetName) -> set[Service]:
         """The services in a set of type `inet_proto . inet_service` (ends of intervals that are one service)."""
@@ -330,7 +332,8 @@ class Sets:
         opened = doors.pop(door, None) if doors else None
         if doors is not None and not doors:
             del self._open[src]
-            self._unsure.pop(src, None)
+            if self._unsure.get(src) == set():  # nothing to hold, and nothing that must be gone
+                del self._unsure[src]
         return opened
 
     def _elements(self, door: Door, src: bytes) -> Iterable[Element]:
@@ -350,19 +353,26 @@ class Sets:
             for element in opened.elements:
                 if left > hold.get(element, (0.0, ""))[0]:
                     hold[element] = (left, opened.grant.door)
-        self._unsure[src] = None
-        if hold or drop:
-            first = self._netfilter.sequence()
-            batch, last = render(drop, [(element, left, door) for element, (left, door) in hold.items()], first)
-            self._netfilter.skip_to(last + 1)
-            try:
-                self._netfilter.request(batch, last)
-            except OSError as error:
-                place = getattr(error, "sequence", last) - first - 1
-                refused = [*(element for element in drop for _ in "ad"), *(element for element in hold for _ in "ada")]
-                raise _firewall_error(f"set {refused[min(place, len(refused) - 1)].set}", error) from error
-            self._generation = (self._generation + 1) & 0xFFFFFFFF
+        gone = self._unsure.setdefault(src, set())  # until the kernel has agreed
+        gone.update(drop)
+        if hold or gone:
+            self._change(list(gone), [(element, left, door) for element, (left, door) in hold.items()])
         del self._unsure[src]
+
+    def _change(self, drop: list[Element], hold: list[tuple[Element, float, str]]) -> None:
+        first = self._netfilter.sequence()
+        batch, last = render(drop, hold, first)
+        self._netfilter.skip_to(last + 1)
+        try:
+            self._netfilter.request(batch, last, first)
+        except netlink.NetlinkError as error:
+            # Which message was refused tells which set refused it (see render).
+            changed = [*(element for element in drop for _ in "ad"), *(element for element, *_ in hold for _ in "ada")]
+            place = min(max(error.sequence - first - 1, 0), len(changed) - 1)
+            raise _firewall_error(f"set {changed[place].set}", error) from error
+        except OSError as error:
+            raise _firewall_error("nftables", error) from error
+        self._generation = (self._generation + 1) & 0xFFFFFFFF
 
     def _set_type(self, name: SetName) -> SetType:
         sequence = self._netfilter.sequence()
@@ -374,9 +384,9 @@ class Sets:
         found = netlink.attributes(memoryview(answers[0])[4:]) if answers else {}
         flags = int.from_bytes(found.get(_SET_FLAGS, b""), "big")
         number = int.from_bytes(found.get(_SET_KEY_TYPE, b""), "big")
-        if flags & _FLAG_INTERVAL or not flags & _FLAG_TIMEOUT:
+        if flags & (_FLAG_CONSTANT | _FLAG_INTERVAL | _FLAG_MAP) or not flags & _FLAG_TIMEOUT:
             raise FirewallError(
-                f"set {name} must have `flags timeout`, and no `interval`",
+                f"set {name} must have `flags timeout`, and no `interval` or `constant`, and be no map",
                 "nftables closes a door by its element's timeout; give the set that one flag",
             )
         suffix = _PROTO << 6 | _SERVICE

@@ -315,7 +315,7 @@ def _open_group(group: int) -> netlink.Socket:
     wire = None
     try:
         wire = netlink.Socket(netlink.NETLINK_NETFILTER)
-        wire.raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+        _make_room(wire.raw)
         sequence = wire.sequence()
         setup = _config(
             group,
@@ -335,6 +335,14 @@ def _open_group(group: int) -> netlink.Socket:
             wire.close()
         raise _source_error(group, error) from error
     return wire
+
+
+def _make_room(raw: socket.socket) -> None:
+    """As much as we want; in a container with users of its own, as much as net.core.rmem_max allows."""
+    try:
+        raw.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _RECEIVE_BUFFER)
+    except PermissionError:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, _RECEIVE_BUFFER)
 
 
 def _source_error(group: int, error: OSError) -> SourceError:
