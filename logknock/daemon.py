@@ -106,15 +106,17 @@ class Daemon:
         for event in self._matcher.receive(packet):
             told.append(event)
             if isinstance(event, Granted):
-                told[-1:] = self._open(event, time.time())
+                told[-1:] = self._open(event)
             elif isinstance(event, Revoked):
-                told += self._close(event, time.time())
+                told += self._close(event)
         self._reporter.tell(told)
 
-    def _open(self, event: Granted, now: float) -> list[Event | report.Line]:
+    def _open(self, event: Granted) -> list[Event | report.Line]:
         """Open the door; what there is to tell of it: that it is open, or why it is not."""
         grant = event.grant
-        # The door's time begins when it opens, which is when its elements' time begins.
+        # The door's time begins when it opens, which is when its elements' time begins, and runs by the kernel's
+        # clock for elements, not by one that can be set: no step of it brings a grant back after its end (T33).
+        now = time.monotonic()
         door = self._doors[grant.door]
         try:
             reason = self._sets.refused(grant.src)
@@ -129,9 +131,9 @@ class Daemon:
             reason = error.message + (f" (hint: {error.hint})" if error.hint else "")
         return [report.refused(grant, reason)]
 
-    def _close(self, event: Revoked, now: float) -> list[report.Line]:
+    def _close(self, event: Revoked) -> list[report.Line]:
         try:
-            ended = self._sets.close(event.door, event.packet.src, now)
+            ended = self._sets.close(event.door, event.packet.src, time.monotonic())
         except FirewallError as error:
             self._counters.firewall_errors += 1
             self._in_trouble(error)
@@ -141,12 +143,11 @@ class Daemon:
 
     def _tick(self) -> None:
         asyncio.get_running_loop().call_later(_TICK, self._tick)
-        now = time.time()
-        for grant in self._sets.expire(now):
+        for grant in self._sets.expire(time.monotonic()):
             self._counters.closed += 1
             self._reporter.write(report.closed(grant))
-        self._reporter.tell(self._matcher.expire(now))
-        self._watch_firewall(now)
+        self._reporter.tell(self._matcher.expire(time.time()))
+        self._watch_firewall()
         self._source.settle()
         self._tell_losses()
         self._reporter.settle()
@@ -154,7 +155,7 @@ class Daemon:
         if self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW:
             gc.collect()
 
-    def _watch_firewall(self, now: float) -> None:
+    def _watch_firewall(self) -> None:
         """When somebody has changed the ruleset, or it was missing: see whether our sets are there, and fill them."""
         try:
             if not self._sets.changed() and not self._trouble:
@@ -165,18 +166,18 @@ class Daemon:
             return
         if failure is not None:
             self._in_trouble(failure)
-        self._restore(now, sound=failure is None)
+        self._restore(sound=failure is None)
 
-    def _restore(self, now: float, *, sound: bool, restored: int = 0) -> None:
+    def _restore(self, *, sound: bool, restored: int = 0) -> None:
         """Put grants back, part by part; trouble is over when all is sound and nothing is left to put back."""
         try:
-            some = self._sets.reconcile(now)
+            some = self._sets.reconcile(time.monotonic())
         except FirewallError as error:
             if sound:
                 self._in_trouble(error)
             return
         if some:
-            again = partial(self._restore, now, sound=sound, restored=restored + some)
+            again = partial(self._restore, sound=sound, restored=restored + some)
             asyncio.get_running_loop().call_soon(again)
         elif sound and self._trouble:
             self._trouble = ""

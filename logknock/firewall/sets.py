@@ -162,7 +162,11 @@ def never_granted(src: bytes) -> str | None:
 
 
 class Sets:
-    """What is open, and the sets that say so to the kernel. Raises FirewallError with the kernel's words."""
+    """What is open, and the sets that say so to the kernel. Raises FirewallError with the kernel's words.
+
+    `now` and a grant's `expires` are seconds of one clock, whichever; one that is never set, where doors must not
+    come back after their end.
+    """
 
     def __init__(self) -> None:
         self._netfilter = _connect(netlink.NETLINK_NETFILTER)
