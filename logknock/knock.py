@@ -103,12 +103,23 @@ class SetName(NamedTuple):
         return " ".join(self)
 
 
+Sequence = tuple[Service, ...]
+
+
+class Code(NamedTuple):
+    """A one-time sequence: the door that it opens, and the file that it stands in."""
+
+    door: str
+    file: str
+    sequence: Sequence
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
-    """What a sequence opens. Durations are in seconds."""
+    """What a sequence opens. Durations are in seconds, addresses packed; what is empty is not there."""
 
     name: str
-    sequence: tuple[Service, ...]
+    sequence: Sequence
     seq_timeout: float = 15.0
     tcp_flags: TcpFlags = SYN_NOT_ACK
     opens: tuple[Service, ...] = ()
@@ -116,6 +127,21 @@ class Door:
     closes: tuple[str, ...] = ()
     timeout: float = 30.0
     guard: bool = True
+    onetime: tuple[str, ...] = ()
+    target: frozenset[bytes] = frozenset()
+    cooldown: float = 0.0
+    allow_file: str = ""
+    on_open: tuple[str, ...] = ()
+    on_close: tuple[str, ...] = ()
+    on_open_6: tuple[str, ...] | None = None
+    on_close_6: tuple[str, ...] | None = None
+    command_limit: float = 10.0
+
+    @property
+    def grants(self) -> bool:
+        """Whether it lets the knocker do something for a while; else it only closes other doors."""
+        runs = self.on_open or self.on_close or self.on_open_6 or self.on_close_6
+        return bool(self.opens or self.sets or self.allow_file or runs)
 
 
 class Grant(NamedTuple):
@@ -133,6 +159,8 @@ class Reason(StrEnum):
     TIMEOUT = "sequence timeout"
     CLOCK = "clock stepped back"
     EVICTED = "too many attempts"
+    SPENT = "one-time sequence used up"
+    COOLDOWN = "too soon after the last time"
 
 
 class Advanced(NamedTuple):
@@ -153,6 +181,16 @@ class Failed(NamedTuple):
     packet: Packet | None
 
 
+class Spent(NamedTuple):
+    """A one-time sequence is complete and will not be accepted again; what it opens and closes comes after this.
+
+    Whoever opens doors has to put it on record first, and nothing may open if that fails (T18, T20).
+    """
+
+    packet: Packet
+    code: Code
+
+
 class Granted(NamedTuple):
     """The sequence of a door is complete: it is to be open for the packet's source."""
 
@@ -168,23 +206,50 @@ class Revoked(NamedTuple):
     by: str
 
 
-Event = Advanced | Failed | Granted | Revoked
+Event = Advanced | Failed | Spent | Granted | Revoked
+
+
+class _Terms(NamedTuple):
+    """What doors must have in common for their sequences to share steps."""
+
+    flags: TcpFlags
+    seq_timeout: float
+    target: frozenset[bytes]
 
 
 class Step:
     """A beginning that one or more sequences share: what has been knocked, and what may follow."""
 
-    __slots__ = ("completes", "doors", "flags", "path", "seq_timeout", "stage", "then", "tree")
+    __slots__ = ("_shared", "completes", "doors", "path", "stage", "terms", "then", "tree")
 
-    def __init__(self, tree: object, path: tuple[Service, ...], flags: TcpFlags, seq_timeout: float) -> None:
+    def __init__(self, tree: object, path: Sequence, terms: _Terms) -> None:
         self.tree = tree  # the same object for all steps of one set of doors
         self.path = path
         self.stage = len(path)
-        self.flags = flags
-        self.seq_timeout = seq_timeout
+        self.terms = terms
         self.doors: tuple[str, ...] = ()
-        self.completes: tuple[Door, ...] = ()
+        self.completes: tuple[tuple[Door, Code | None], ...] = ()
         self.then: dict[Service, Step] = {}
+        self._shared: dict[str, int] = {}  # how many sequences of each door go through here
+
+    def join(self, door: str) -> None:
+        """One more sequence of this door goes through here."""
+        self._shared[door] = self._shared.get(door, 0) + 1
+        self.doors = tuple(self._shared)
+
+    def leave(self, door: str) -> None:
+        """One sequence less."""
+        self._shared[door] -= 1
+        if not self._shared[door]:
+            del self._shared[door]
+        self.doors = tuple(self._shared)
+
+    def counts(self, packet: Packet) -> bool:
+        """Whether the doors look at such a packet at all; one that they do not is neither a knock nor a wrong one."""
+        flags, target = self.terms.flags, self.terms.target
+        if packet.proto == TCP and packet.flags & flags.mask != flags.value:
+            return False
+        return not target or packet.dst in target
 
 
 class Attempt(NamedTuple):
@@ -198,7 +263,7 @@ class Attempt(NamedTuple):
     @property
     def expires(self) -> float:
         """The instant at which the attempt ends."""
-        return self.first + self.step.seq_timeout
+        return self.first + self.step.terms.seq_timeout
 
     @property
     def is_done(self) -> bool:
@@ -226,8 +291,9 @@ def _has_flow(flows: bytes, flow: bytes) -> bool:
 def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> Attempt | Reason:
     """What the packet makes of the attempt: its successor, the attempt itself (nothing changed), or why it ends.
 
-    In order: the clock; then what may be there without meaning anything (a resend, other TCP flags, a
-    guarded service that somebody tries early); then the right knock; anything else is a wrong one (T1, T4, T7).
+    In order: the clock; then what may be there without meaning anything (a resend, other TCP flags, another
+    target, a guarded service that somebody tries early); then the right knock; anything else is a wrong one (T1,
+    T4, T7).
     """
     step = attempt.step
     if packet.time >= attempt.expires:
@@ -237,7 +303,7 @@ def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> A
     flow = _flow(packet)
     if attempt.is_done or _has_flow(attempt.flows, flow):
         return attempt
-    if packet.proto == TCP and packet.flags & step.flags.mask != step.flags.value:
+    if not step.counts(packet):
         return attempt
     service = Service(packet.proto, packet.dport)
     following = step.then.get(service)
@@ -290,9 +356,13 @@ class Matcher:
         self._crowd = _Crowd()
         # Of each /64 the only source with attempts, or a crowd once there was a second one (most have one).
         self._prefixes: dict[bytes, bytes | _Crowd] = {}
+        self._doors: dict[str, Door] = {}
+        self._codes: dict[tuple[str, str], Code] = {}  # the one that counts now, by door and file
+        self._planted: dict[tuple[Sequence, _Terms], Step] = {}
         self._firsts: dict[tuple[int, int], tuple[Step, ...]] = {}
-        self._steps: dict[tuple[Service, ...], tuple[Step, ...]] = {}
+        self._steps: dict[Sequence, tuple[Step, ...]] = {}
         self._guarded: frozenset[Service] = frozenset()
+        self._cooling: dict[tuple[str, bytes], float] = {}  # until when; no more of them than knockers
         self.set_doors(doors)
 
     @property
@@ -302,16 +372,30 @@ class Matcher:
 
     def set_doors(self, doors: Iterable[Door]) -> None:
         """Go on with these doors. An attempt goes on too wherever its knocks still begin some sequence."""
-        doors = tuple(doors)
-        steps: dict[_StepKey, Step] = {}
+        self._doors = {door.name: door for door in doors}
         self._tree = object()
-        for door in doors:
-            _plant(self._tree, steps, door)
-        self._steps = {}
-        for step in steps.values():
-            self._steps[step.path] = (*self._steps.get(step.path, ()), step)
-        self._firsts = {path[0]: found for path, found in self._steps.items() if len(path) == 1}
-        self._guarded = frozenset(service for door in doors if door.guard for service in door.opens)
+        self._planted, self._firsts, self._steps = {}, {}, {}
+        for door in self._doors.values():
+            if door.sequence:
+                self._plant(door, door.sequence, None)
+        kept = [code for code in self._codes.values() if code.file in self._files(code.door)]
+        self._codes = {}
+        for code in kept:
+            self.set_code(code.door, code.file, code.sequence)
+        self._guarded = frozenset(service for door in self._doors.values() if door.guard for service in door.opens)
+
+    def set_code(self, door: str, file: str, sequence: Sequence | None) -> None:
+        """From here on this is the one sequence out of the file that the door accepts; None: it accepts none."""
+        old = self._codes.pop((door, file), None)
+        if old is not None:
+            self._uproot(self._doors[door], old)
+        if sequence and file in self._files(door):
+            code = self._codes[door, file] = Code(door, file, sequence)
+            self._plant(self._doors[door], sequence, code)
+
+    def spare(self, door: str, src: bytes) -> None:
+        """What the source was granted could not be opened: it may try again at once, whatever the door's cooldown."""
+        self._cooling.pop((door, src), None)
 
     def heeds(self, src: bytes, proto: int, dport: int) -> bool:
         """Whether such a packet can change anything; who decodes packets in bulk need not even build the others."""
@@ -334,7 +418,7 @@ class Matcher:
             if resend:
                 firsts = ()
         for step in firsts:
-            if packet.proto != TCP or packet.flags & step.flags.mask == step.flags.value:
+            if step.counts(packet):
                 after += (self._reach(Attempt(step, time, time, _flow(packet)), packet, events),)
         if before or after:
             self._put(src, before, after)
@@ -357,6 +441,9 @@ class Matcher:
                     if attempt.expires <= now:
                         _report_end(src, attempt, Reason.TIMEOUT, None, events)
                 self._put(src, attempts, kept)
+        for key, until in list(islice(self._cooling.items(), 2 * self._sweep)):
+            if until <= now:
+                del self._cooling[key]
         return events
 
     def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool]:
@@ -384,9 +471,91 @@ class Matcher:
         """Report the step reached and what it completes; the attempt that goes on from there."""
         step = attempt.step
         events.append(Advanced(packet, step.doors, step.stage))
-        for door in step.completes:
-            events.extend(_completed(door, packet))
+        for door, code in step.completes:
+            events.extend(self._complete(door, code, packet))
         return attempt
+
+    def _complete(self, door: Door, code: Code | None, packet: Packet) -> Iterator[Event]:
+        """What the last knock of a sequence does."""
+        if code is not None:
+            if self._codes.get((door.name, code.file)) != code:  # used, or taken back, since this attempt began (T18)
+                yield Failed(packet.src, (door.name,), len(code.sequence), Reason.SPENT, packet)
+                return
+            self.set_code(door.name, code.file, None)
+            yield Spent(packet, code)
+        if door.cooldown and not self._cool(door, packet):
+            stage = len(code.sequence if code else door.sequence)
+            yield Failed(packet.src, (door.name,), stage, Reason.COOLDOWN, packet)
+            return
+        if door.grants:
+            yield Granted(packet, Grant(door.name, packet.src, packet.time + door.timeout))
+        for closed in door.closes:
+            yield Revoked(packet, closed, door.name)
+
+    def _cool(self, door: Door, packet: Packet) -> bool:
+        """Begin the door's cooldown for the source; False: it has one already. A clock that steps back ends it."""
+        key = (door.name, packet.src)
+        if packet.time < self._cooling.get(key, 0.0) <= packet.time + door.cooldown:
+            return False
+        self._cooling.pop(key, None)  # so that the dict is in the order of beginning
+        self._cooling[key] = packet.time + door.cooldown
+        if len(self._cooling) > self._max_knockers:
+            del self._cooling[next(iter(self._cooling))]
+        return True
+
+    def _files(self, door: str) -> tuple[str, ...]:
+        found = self._doors.get(door)
+        return found.onetime if found else ()
+
+    def _plant(self, door: Door, sequence: Sequence, code: Code | None) -> None:
+        """Add a sequence of the door's to the tree."""
+        terms = _terms(door)
+        above: Step | None = None
+        for stage in range(1, len(sequence) + 1):
+            path = sequence[:stage]
+            step = self._planted.get((path, terms))
+            if step is None:
+                step = self._planted[path, terms] = Step(self._tree, path, terms)
+                self._steps[path] = (*self._steps.get(path, ()), step)
+                if above is None:
+                    self._firsts[path[0]] = self._steps[path]
+                else:
+                    above.then[path[-1]] = step
+            step.join(door.name)
+            above = step
+        if above is not None:
+            above.completes += ((door, code),)
+
+    def _uproot(self, door: Door, code: Code) -> None:
+        """Take a one-time sequence out of the tree. An attempt that is on its way there finds at its end that it is."""
+        terms = _terms(door)
+        above: Step | None = None
+        for stage in range(1, len(code.sequence) + 1):
+            path = code.sequence[:stage]
+            step = self._planted[path, terms]
+            step.leave(door.name)
+            if not step.doors:
+                self._forget(step)
+                if above is not None and above.doors:  # else the way stays whole for who is on it
+                    del above.then[path[-1]]
+            above = step
+        if above is not None:
+            above.completes = tuple(end for end in above.completes if end[1] != code or not above.doors)
+
+    def _forget(self, step: Step) -> None:
+        path = step.path
+        del self._planted[path, step.terms]
+        left = tuple(other for other in self._steps[path] if other is not step)
+        if left:
+            self._steps[path] = left
+        else:
+            del self._steps[path]
+        if step.stage > 1:
+            return
+        if left:
+            self._firsts[path[0]] = left
+        else:
+            del self._firsts[path[0]]
 
     def _renewed(self, attempt: Attempt) -> Attempt | None:
         """The attempt in terms of the doors as they are now: set_doors() leaves that to the first packet after it."""
@@ -394,7 +563,7 @@ class Matcher:
         if step.tree is self._tree or attempt.is_done:
             return attempt
         same_path = self._steps.get(step.path, ())
-        alike = [now for now in same_path if (now.flags, now.seq_timeout) == (step.flags, step.seq_timeout)]
+        alike = [now for now in same_path if now.terms == step.terms]
         now = next(iter(alike or same_path), None)
         return None if now is None else attempt._replace(step=now)
 
@@ -465,28 +634,5 @@ def _report_end(src: bytes, attempt: Attempt, reason: Reason, packet: Packet | N
         events.append(Failed(src, attempt.step.doors, attempt.step.stage, reason, packet))
 
 
-_StepKey = tuple[tuple[Service, ...], TcpFlags, float]
-
-
-def _plant(tree: object, steps: dict[_StepKey, Step], door: Door) -> None:
-    """Add the door's sequence to the tree. Sequences share steps where flags and seq_timeout are the same too."""
-    above: Step | None = None
-    for stage in range(1, len(door.sequence) + 1):
-        path = door.sequence[:stage]
-        key = (path, door.tcp_flags, door.seq_timeout)
-        step = steps.get(key)
-        if step is None:
-            step = steps[key] = Step(tree, path, door.tcp_flags, door.seq_timeout)
-            if above is not None:
-                above.then[path[-1]] = step
-        step.doors += (door.name,)
-        above = step
-    if above is not None:
-        above.completes += (door,)
-
-
-def _completed(door: Door, packet: Packet) -> Iterator[Event]:
-    if door.opens or door.sets:
-        yield Granted(packet, Grant(door.name, packet.src, packet.time + door.timeout))
-    for closed in door.closes:
-        yield Revoked(packet, closed, door.name)
+def _terms(door: Door) -> _Terms:
+    return _Terms(door.tcp_flags, door.seq_timeout, door.target)

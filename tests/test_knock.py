@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from logknock.knock import (
     MAX_KNOCKERS_PER_PREFIX,
     Advanced,
+    Code,
     Door,
     Event,
     Failed,
@@ -23,7 +24,9 @@ from logknock.knock import (
     Matcher,
     Reason,
     Revoked,
+    Sequence,
     Service,
+    Spent,
     TcpFlags,
 )
 from logknock.packet import ACK, FIN, SYN, TCP, UDP, Packet
@@ -31,12 +34,16 @@ from logknock.packet import ACK, FIN, SYN, TCP, UDP, Packet
 FLAGS = {"S": SYN, "A": ACK, "F": FIN, "-": 0}
 SOURCES = {"a": "198.51.100.1", "b": "198.51.100.2", "c": "2001:db8::3"}
 DST = ipaddress.ip_address("10.99.0.1").packed
+FRESH = itertools.cycle(range(20_000, 60_000))  # source ports that no other knock of the test comes from
 
 
-def door(name: str, sequence: str, **settings: object) -> Door:
+def sequence(text: str) -> Sequence:
+    return tuple(Service.parse(word if "/" in word else f"{word}/tcp") for word in text.split())
+
+
+def door(name: str, knocks: str, **settings: object) -> Door:
     settings.setdefault("opens", (Service.parse("22/tcp"),))
-    services = tuple(Service.parse(word if "/" in word else f"{word}/tcp") for word in sequence.split())
-    return Door(name, services, **settings)  # type: ignore[arg-type]
+    return Door(name, sequence(knocks), **settings)  # type: ignore[arg-type]
 
 
 SSH = door("ssh", "7000 8000 9000/udp")
@@ -47,10 +54,10 @@ def source(word: str) -> bytes:
 
 
 def packets(story: str) -> Iterable[Packet]:
-    for number, word in enumerate(story.split()):
+    for word in story.split():
         time, src, service, *rest = word.split(":")
         to = Service.parse(service if "/" in service else f"{service}/tcp")
-        sport = next((int(part) for part in rest if part.isdigit()), 40000 + number)
+        sport = next((int(part) for part in rest if part.isdigit()), next(FRESH))
         flags = sum(FLAGS[letter] for part in rest if not part.isdigit() for letter in part)
         if not any(not part.isdigit() for part in rest):
             flags = SYN
@@ -413,6 +420,176 @@ def test_a_thousand_doors_that_begin_alike_cost_one_attempt() -> None:
     for packet, _ in zip(packets("0:a:7000 1:a:8000"), itertools.count(), strict=False):
         assert len(matcher.receive(packet)) == 1
     assert opened(play(matcher, "2:a:10500")) == "d500@a"
+
+
+# ---- one-time sequences
+
+ONETIME = door("once", "", onetime=("alice", "bob"))
+
+
+def with_codes(*doors: Door, **codes: str) -> Matcher:
+    """A matcher whose door `once` accepts these sequences, by the file they are in."""
+    matcher = Matcher(doors or (ONETIME,))
+    for file, knocks in codes.items():
+        matcher.set_code("once", file, sequence(knocks))
+    return matcher
+
+
+def spent(events: Iterable[Event]) -> list[Code]:
+    return [event.code for event in events if isinstance(event, Spent)]
+
+
+def reasons(events: Iterable[Event]) -> list[Reason]:
+    return [event.reason for event in events if isinstance(event, Failed)]
+
+
+def test_a_one_time_sequence_is_spent_before_it_opens() -> None:
+    events = play(with_codes(alice="1 2 3"), "0:a:1 1:a:2 2:a:3")
+    assert [type(event) for event in events] == [Advanced, Advanced, Advanced, Spent, Granted]
+    assert spent(events) == [Code("once", "alice", sequence("1 2 3"))]
+
+
+def test_t18_a_one_time_sequence_opens_once_from_whatever_source() -> None:
+    matcher = with_codes(alice="1 2 3")
+    assert opened(play(matcher, "0:a:1 1:a:2 2:a:3")) == "once@a"
+    assert opened(play(matcher, "3:a:1 4:a:2 5:a:3 6:b:1 7:b:2 8:b:3")) == ""
+
+
+def test_t18_two_who_knock_it_at_a_time_do_not_both_get_in() -> None:
+    """An eavesdropper one step behind; and a sequence taken back while somebody knocks it."""
+    matcher = with_codes(alice="1 2 3")
+    events = play(matcher, "0:a:1 0:b:1 1:a:2 1:b:2 2:a:3 2:b:3")
+    assert (opened(events), reasons(events)) == ("once@a", [Reason.SPENT])
+    matcher.set_code("once", "alice", sequence("4 5 6"))
+    play(matcher, "20:b:4 20:b:5")
+    matcher.set_code("once", "alice", sequence("7 8 9"))
+    events = play(matcher, "21:b:6")
+    assert (opened(events), reasons(events)) == ("", [Reason.SPENT])
+
+
+def test_the_next_one_counts_from_when_it_is_set() -> None:
+    matcher = with_codes(alice="1 2 3")
+    play(matcher, "0:a:1 0:a:2 0:a:3")
+    matcher.set_code("once", "alice", sequence("3 2 1"))
+    assert opened(play(matcher, "1:a:1 1:a:2 1:a:3")) == ""
+    assert opened(play(matcher, "2:a:3 2:a:2 2:a:1")) == "once@a"
+
+
+def test_each_file_has_its_own_turn() -> None:
+    """T15, T19: what one client uses is no other's loss, even where their sequences begin alike."""
+    matcher = with_codes(alice="1 2 3", bob="1 2 4")
+    story = "0:a:1 0:b:1 1:a:2 1:b:2 2:a:3 3:b:4"
+    assert opened(play(matcher, story)) == "once@a once@b"
+    assert opened(play(matcher, "20:a:1 20:a:2 20:a:3 21:a:1 21:a:2 21:a:4")) == ""
+
+
+def test_a_one_time_sequence_can_begin_like_a_doors_own() -> None:
+    matcher = with_codes(ONETIME, SSH, alice="7000 8000 1")
+    assert opened(play(matcher, "0:a:7000 0:b:7000 1:a:8000 1:b:8000 2:a:1 2:b:9000/udp")) == "once@a ssh@b"
+    assert opened(play(matcher, "20:c:7000 20:c:8000 20:c:9000/udp 21:c:7000 21:c:8000 21:c:1")) == "ssh@c"
+
+
+def test_t36_one_time_sequences_outlive_a_reload_where_their_file_does() -> None:
+    matcher = with_codes(alice="1 2 3", bob="4 5 6")
+    play(matcher, "0:a:1 1:a:2")
+    matcher.set_doors([SSH, door("once", "", onetime=("alice",))])
+    assert opened(play(matcher, "2:a:3")) == "once@a"
+    assert opened(play(matcher, "3:b:4 3:b:5 3:b:6")) == ""
+    matcher.set_code("once", "bob", sequence("4 5 6"))  # a file that is no longer the door's
+    assert opened(play(matcher, "23:b:4 23:b:5 23:b:6")) == ""
+
+
+@given(st.lists(st.tuples(st.sampled_from(["alice", "bob"]), st.lists(st.integers(1, 3), max_size=4)), max_size=12))
+def test_turns_leave_nothing_behind(turns: list[tuple[str, list[int]]]) -> None:
+    """Whatever was planted and taken back: the tree is that of the sequences which count now."""
+    matcher = with_codes(ONETIME, door("own", "1 2 3"))
+    now: dict[str, Sequence] = {}
+    for file, ports in turns:
+        now[file] = tuple(Service(TCP, port) for port in ports)
+        matcher.set_code("once", file, now[file] or None)
+    fresh = with_codes(ONETIME, door("own", "1 2 3"))
+    for file, code in now.items():
+        fresh.set_code("once", file, code or None)
+    assert shape(matcher) == shape(fresh)
+
+
+def shape(matcher: Matcher) -> object:
+    """The tree, in a form that can be compared."""
+    return (
+        {path: {(step.terms, frozenset(step.doors), frozenset(step.then)) for step in steps}
+         for path, steps in matcher._steps.items()},
+        {path: {frozenset(end[1] for end in step.completes) for step in steps}
+         for path, steps in matcher._steps.items()},
+        {first: len(steps) for first, steps in matcher._firsts.items()},
+        {key[0] for key in matcher._planted},
+    )  # fmt: skip
+
+
+# ---- target and cooldown
+
+TARGETED = door("aimed", "7000 8000", target=frozenset({ipaddress.ip_address("10.99.0.7").packed}))
+
+
+def at(address: str, story: str) -> Iterable[Packet]:
+    return (packet._replace(dst=ipaddress.ip_address(address).packed) for packet in packets(story))
+
+
+def test_only_packets_to_the_target_count() -> None:
+    matcher = Matcher([TARGETED])
+    story = [*at("10.99.0.7", "0:a:7000"), *at("10.99.0.1", "1:a:8000"), *at("10.99.0.1", "2:a:9999")]
+    assert opened(event for packet in story for event in matcher.receive(packet)) == ""
+    (last,) = at("10.99.0.7", "3:a:8000")
+    assert opened(matcher.receive(last)) == "aimed@a"
+    elsewhere = at("10.99.0.1", "30:a:7000 31:a:8000")
+    assert not [event for packet in elsewhere for event in matcher.receive(packet)]
+
+
+def test_the_same_knocks_at_two_targets_are_two_sequences() -> None:
+    other = door("other", "7000 8000", target=frozenset({DST}))
+    matcher = Matcher([TARGETED, other])
+    story = [*at("10.99.0.7", "0:a:7000"), *at("10.99.0.1", "1:a:7000 2:a:8000")]
+    assert opened(event for packet in story for event in matcher.receive(packet)) == "other@a"
+
+
+@pytest.mark.parametrize(
+    ("story", "opens"),
+    [
+        pytest.param("0:a:1 0:a:2 5:a:1 5:a:2", "slow@a", id="again too soon: nothing"),
+        pytest.param("0:a:1 0:a:2 60:a:1 60:a:2", "slow@a slow@a", id="after it: as before"),
+        pytest.param("0:a:1 0:a:2 30:a:1 30:a:2 60:a:1 60:a:2", "slow@a slow@a", id="trying does not prolong it"),
+        pytest.param("0:a:1 0:a:2 5:b:1 5:b:2", "slow@a slow@b", id="T15: another source's does not count"),
+        pytest.param("100:a:1 100:a:2 5:a:1 5:a:2", "slow@a slow@a", id="a clock that steps back ends it"),
+    ],
+)
+def test_cooldown(story: str, opens: str) -> None:
+    events = play(Matcher([door("slow", "1 2", cooldown=60.0, seq_timeout=1.0)]), story)
+    assert opened(events) == opens
+    assert len(reasons(events)) + len(opens.split()) == len(story.split()) / 2
+
+
+def test_what_could_not_be_opened_has_no_cooldown() -> None:
+    matcher = Matcher([door("slow", "1 2", cooldown=60.0)])
+    play(matcher, "0:a:1 0:a:2")
+    matcher.spare("slow", source("a"))
+    assert opened(play(matcher, "5:a:1 5:a:2")) == "slow@a"
+
+
+def test_a_one_time_sequence_within_the_cooldown_is_spent_all_the_same() -> None:
+    """T18: it was said aloud."""
+    matcher = with_codes(door("once", "", onetime=("alice",), cooldown=60.0), alice="1 2")
+    play(matcher, "0:a:1 0:a:2")
+    matcher.set_code("once", "alice", sequence("3 4"))
+    events = play(matcher, "1:a:3 1:a:4")
+    assert (len(spent(events)), opened(events), reasons(events)) == (1, "", [Reason.COOLDOWN])
+
+
+def test_cooldowns_take_bounded_memory() -> None:
+    matcher = Matcher([door("slow", "1", cooldown=3600.0)], max_knockers=100)
+    for number in range(1000):
+        matcher.receive(Packet(number, number.to_bytes(4, "big"), DST, TCP, 1, 1, SYN))
+    assert len(matcher._cooling) == 100
+    while matcher._cooling:
+        assert matcher.expire(1e6) is not None
 
 
 @given(st.lists(st.tuples(st.floats(0, 40), st.sampled_from("abc"), st.sampled_from([7000, 8000, 9000, 22, 5]))))
