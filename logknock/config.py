@@ -4,7 +4,6 @@ Rule 1: a wrong value is noted and the reading goes on; what depends on a part t
 Rule 2: the files may say anything: load() answers with a Config or a ConfigError and raises nothing else.
 """
 
-import re
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,12 +26,12 @@ __all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "load", 
 # Traps are elements of a set and names in a log: more of them than a quarter of all ports tell nothing more of a scan.
 MAX_TRAPS = 16_384
 
+# Files of one-time sequences of a door, a client's each; they are looked at once a second.
+MAX_FILES = 1_024
+
 # The rate above which a source is not listened to. A client that knocks needs less than 20 a second; at 1,000 a second
 # the daemon would hear most of a scan.
 MAX_RATE = 1_000
-
-# Goes into element comments, log lines, environments and file names, none of which is to need quoting.
-_DOOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
 _DAY = 86_400
 
@@ -73,8 +72,13 @@ class Config:
 
     @property
     def knocked(self) -> frozenset[Service]:
-        """The services that some sequence knocks on."""
+        """The services that some sequence knocks on, but for those in files of one-time sequences."""
         return frozenset(service for door in self.doors for service in door.sequence)
+
+    @property
+    def onetime_files(self) -> tuple[Path, ...]:
+        """The files of one-time sequences that some door reads."""
+        return tuple(dict.fromkeys(Path(file) for door in self.doors for file in door.onetime))
 
 
 def load(path: Path) -> Config:
@@ -89,8 +93,8 @@ def load(path: Path) -> Config:
         group=log.read("group", values.whole(0, 65_535), 5),
         doors=tuple(door for door, _ in doors),
         firewall=_firewall(firewall),
-        state=paths.read("state", values.directory, Path("/var/lib/logknock")),
-        runtime=paths.read("runtime", values.directory, Path("/run/logknock")),
+        state=paths.read("state", values.path("/var/lib/logknock"), Path("/var/lib/logknock")),
+        runtime=paths.read("runtime", values.path("/run/logknock"), Path("/run/logknock")),
         warnings=(),
     )
     log.read(
@@ -225,25 +229,48 @@ def _door(table: _Table) -> Door:
         closes=table.read_list("closes", values.text("ssh"), repeats=False),
         timeout=table.read("timeout", values.duration("1s", "365d"), _DOOR.timeout),
         guard=table.read("guard", values.switch, _DOOR.guard),
+        onetime=tuple(map(str, table.read_list("onetime", values.path("/etc/logknock/onetime/anna"), repeats=False))),
+        target=frozenset(table.read_list("target", values.address)),
+        cooldown=table.read("cooldown", values.duration("0s", "365d"), _DOOR.cooldown),
+        allow_file=table.read("allow_file", values.file_name, _DOOR.allow_file),
+        on_open=table.read_list("on_open", values.argument),
+        on_close=table.read_list("on_close", values.argument),
+        on_open_6=_variant("on_open_6", table),
+        on_close_6=_variant("on_close_6", table),
+        command_limit=table.read("command_limit", values.duration("1s", "10m"), _DOOR.command_limit),
     )
     _check_door(door, table)
     return door
 
 
+def _variant(key: str, table: _Table) -> tuple[str, ...] | None:
+    """A command that stands for another; None where the other counts."""
+    command = table.read_list(key, values.argument)
+    return command if table.has(key) else None
+
+
 def _check_door(door: Door, table: _Table) -> None:
     """What a door's own table shows of it."""
-    if not _DOOR_NAME.fullmatch(door.name):
+    if not values.NAME.fullmatch(door.name):
         table.error(
             "", "this is no name for a door", "up to 63 letters, digits and . _ -, the first a letter or a digit"
         )
-    if not table.has("sequence"):
+    if table.has("sequence") and table.has("onetime"):
+        table.error("onetime", "a door has a sequence or files of one-time sequences", "make two doors of it")
+    elif not (table.has("sequence") or table.has("onetime")):
         table.error("sequence", "is missing", 'sequence = ["7000/tcp", "8000/tcp", "9000/udp"]')
-    elif not door.sequence and "sequence" not in table.wrong:
+    elif not door.sequence and table.has("sequence") and "sequence" not in table.wrong:
         table.error("sequence", "has no knock", "three knocks are a good beginning")
+    elif not door.onetime and table.has("onetime") and "onetime" not in table.wrong:
+        table.error("onetime", "names no file", "`logknock onetime generate` makes one")
+    if len(door.onetime) > MAX_FILES:
+        table.error("onetime", f"names {len(door.onetime)} files, and {MAX_FILES} are the most", "make two doors of it")
     if door.name in door.closes:
         table.error("closes", "a door cannot close itself", "its timeout does that")
-    if table.wrong.isdisjoint(("opens", "sets", "closes", "guard")):
-        if not (door.opens or door.sets or door.closes):
+    for key in ("on_open", "on_close", "on_open_6", "on_close_6"):
+        _check_command(key, getattr(door, key), table)
+    if table.wrong.isdisjoint(("opens", "sets", "closes", "guard", "allow_file", "on_open", "on_close")):
+        if not (door.grants or door.closes):
             table.error("", "this door does nothing", 'opens = ["22/tcp"], or sets, or closes')
         elif door.opens and not door.guard and not door.sets:
             hint = "leave guard out, or name the sets that your own rules look into"
@@ -251,6 +278,12 @@ def _check_door(door: Door, table: _Table) -> None:
     if door.timeout > _DAY:
         message = "over a day: by then the address may be somebody else's"
         table.warn("timeout", message, "it limits new connections only, established ones live on")
+
+
+def _check_command(key: str, command: tuple[str, ...] | None, table: _Table) -> None:
+    if command and key not in table.wrong and (not command[0].startswith("/") or "{src}" in command[0]):
+        hint = "its arguments follow, an element each: no shell splits or expands anything"
+        table.error(key, f"{command[0]!r} is no absolute path of a program", hint, item=0)
 
 
 def _firewall(table: _Table) -> Firewall:
@@ -329,6 +362,8 @@ def _warn_of_overlaps(doors: _Doors) -> None:
     """Sequences that are the same as another's, or part of it: one who knocks the other's completes both."""
     first: dict[_Signature, tuple[Door, _Table]] = {}
     for door, table in doors:
+        if not door.sequence:
+            continue
         same, _ = first.setdefault(_signature(door.tcp_flags, door.sequence), (door, table))
         if same is not door:
             message = f"the same as door {same.name}'s: whoever knocks it completes both"

@@ -19,6 +19,9 @@ from .packet import PROTOCOLS
 _NFT_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")
 _FAMILIES = ("ip", "ip6", "inet")
 
+# Of doors and of files that they keep: goes into element comments, log lines and environments without quoting.
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
+
 # nft's order, each unit at most once. Ten digits are more than any limit needs.
 _DURATION = re.compile(
     r"(?=.)(?:(\d{1,10})d)?(?:(\d{1,10})h)?(?:(\d{1,10})m)?(?:(\d{1,10})s)?(?:(\d{1,10})ms)?", re.ASCII
@@ -151,6 +154,32 @@ def network(value: object) -> Network:
     return found
 
 
+def address(value: object) -> bytes:
+    """An address in network order: 4 bytes for IPv4, 16 for IPv6."""
+    written = text("192.0.2.7")(value)
+    found = network(written)
+    if "/" in written:
+        raise WrongError(f"{written!r} is a network", "write one address, like 192.0.2.7")
+    return found.network_address.packed
+
+
+def argument(value: object) -> str:
+    """One argument of a command, as the program is to get it."""
+    written = text("{src}")(value)
+    if "\0" in written:
+        raise WrongError("an argument cannot have a NUL in it", "leave it out")
+    return written
+
+
+def file_name(value: object) -> str:
+    """A name within a folder; empty: no file."""
+    written = text("sshd")(value)
+    if written and not NAME.fullmatch(written):
+        hint = "up to 63 letters, digits and . _ -, the first a letter or a digit"
+        raise WrongError(f"{written!r} is no file name here", hint)
+    return written
+
+
 def port_range(value: object) -> PortRange:
     written = text("6000-6010/tcp")(value)
     ports, _, protocol = written.partition("/")
@@ -170,8 +199,11 @@ def source(value: object) -> str:
     return "nflog"
 
 
-def directory(value: object) -> Path:
-    written = text("/run/logknock")(value)
-    if not written.startswith("/") or not written.isprintable():
-        raise WrongError(f"{written!r} is no absolute path", "begin it with /")
-    return Path(written)
+def path(example: str) -> Callable[[object], Path]:
+    def parse(value: object) -> Path:
+        written = text(example)(value)
+        if not written.startswith("/") or not written.isprintable():
+            raise WrongError(f"{written!r} is no absolute path", "begin it with /")
+        return Path(written)
+
+    return parse

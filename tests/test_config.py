@@ -4,7 +4,7 @@ import random
 import re
 import tomllib
 from dataclasses import fields
-from ipaddress import ip_network
+from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +49,16 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
         [doors."B.2"]
         sequence = ["1/udp", "65535/tcp", "3/udp"]
         opens = ["80/tcp"]
+        [doors.c]
+        onetime = ["/x/anna", "/x/ben"]
+        target = ["192.0.2.1", "2001:db8::1"]
+        cooldown = "1m"
+        allow_file = "sshd"
+        on_open = ["/bin/a", "{src}"]
+        on_close = ["/bin/b"]
+        on_open_6 = []
+        on_close_6 = ["/bin/c", ""]
+        command_limit = "2s"
     """
     path = write(tmp_path, text)
     config = load(path)
@@ -78,10 +88,24 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
                 guard=False,
             ),
             Door("B.2", (Service(UDP, 1), Service(TCP, 65535), Service(UDP, 3)), opens=(Service(TCP, 80),)),
+            Door(
+                name="c",
+                sequence=(),
+                onetime=("/x/anna", "/x/ben"),
+                target=frozenset({ip_address("192.0.2.1").packed, ip_address("2001:db8::1").packed}),
+                cooldown=60.0,
+                allow_file="sshd",
+                on_open=("/bin/a", "{src}"),
+                on_close=("/bin/b",),
+                on_open_6=(),
+                on_close_6=("/bin/c", ""),
+                command_limit=2.0,
+            ),
         ),
         warnings=(),
     )
     assert config.guarded == {Service(TCP, 80)}
+    assert config.onetime_files == (Path("/x/anna"), Path("/x/ben"))
     assert config.knocked == {service for door in config.doors for service in door.sequence}
 
 
@@ -134,6 +158,16 @@ TABLES: Claims = {
         f"[doors.a]\nsequence = {STEPS}",
         "1: doors.a: this door does nothing",
         'opens = ["22/tcp"], or sets, or closes',
+    ),
+    "a door whose files are none": (
+        '[doors.a]\nonetime = []\nopens = ["22/tcp"]',
+        "2: doors.a.onetime: names no file",
+        "`logknock onetime generate` makes one",
+    ),
+    "more files than can be looked at": (
+        f"[doors.a]\nonetime = {[f'/x/{n}' for n in range(1025)]}\nopens = ['22/tcp']",
+        "2: doors.a.onetime: names 1025 files, and 1024 are the most",
+        "make two doors of it",
     ),
     "an unguarded service and no sets": (
         f"{DOOR}guard = false",
@@ -318,7 +352,8 @@ def test_every_key_is_documented_with_its_default(tmp_path: Path) -> None:
     known = [set(hint.removeprefix("known here: ").split(", ")) for hint in hints if hint.startswith("known here")]
     written = tomllib.loads(BLOCKS[-1])
     tables = [written["log"], written["firewall"], written["paths"], written["doors"]["ssh"]]
-    assert [set(table) for table in tables] == known
+    absent = {"onetime", "on_open_6", "on_close_6"}  # no value means what leaving them out does
+    assert [set(table) | (absent if "sequence" in table else set()) for table in tables] == known
     rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", PAGE.read_text(), re.MULTILINE))
     del tables[3]["sequence"], tables[3]["opens"]
     for key, default in ((key, default) for table in tables for key, default in table.items()):

@@ -92,6 +92,8 @@ PATHS: Claims = {
 UNIT_HINT = 'write it as nft does: "30s", "1h30m", "2d", "500ms"'
 SET_HINT = 'write family (ip, ip6, inet), table and name: "inet filter allowed4"'
 NAME_HINT = "letters, digits and _ . / -, the first a letter, _ or ."
+FILE_HINT = "up to 63 letters, digits and . _ -, the first a letter or a digit"
+ARGUMENTS_HINT = "its arguments follow, an element each: no shell splits or expands anything"
 DOORS: Claims = {
     "a misspelt key gets the nearest one": ('opnes = ["22/tcp"]', "unknown key", "did you mean opens?"),
     "a sequence without a knock": ("sequence = []", "has no knock", "three knocks are a good beginning"),
@@ -134,6 +136,48 @@ DOORS: Claims = {
     "a set without its family": ('sets = ["filter allowed4"]', "'filter allowed4' is no set", SET_HINT),
     "a set of a family without IP": ('sets = ["bridge filter s"]', "'bridge filter s' is no set", SET_HINT),
     "T35: a name that would end a command": ('sets = ["ip t s;x"]', "'s;x' is no name that nft takes", NAME_HINT),
+    "a sequence and files too": (
+        'onetime = ["/x"]',
+        "a door has a sequence or files of one-time sequences",
+        "make two doors of it",
+    ),
+    "a target that is a network": (
+        'target = ["192.0.2.0/24"]',
+        "'192.0.2.0/24' is a network",
+        "write one address, like 192.0.2.7",
+    ),
+    "a target without brackets": ('target = "192.0.2.7"', "must be a list, not text", 'write ["192.0.2.7"]'),
+    "T27: a target with a zone": ('target = ["fe80::1%eth0"]', "'fe80::1%eth0' has a zone", ZONE_HINT),
+    "a negative cooldown": ('cooldown = "-1s"', "'-1s' is no duration", UNIT_HINT),
+    "a cooldown over a year": ('cooldown = "366d"', "366d is out of range (0s-365d)", "write a time from 0s to 365d"),
+    "a path as a name": ('allow_file = "a/b"', "'a/b' is no file name here", FILE_HINT),
+    "the folder above as a name": ('allow_file = ".."', "'..' is no file name here", FILE_HINT),
+    "T35: a command as one text": (
+        'on_open = "/bin/echo {src}"',
+        "must be a list, not text",
+        'write ["/bin/echo {src}"]',
+    ),
+    "a command without its path": ('on_open = ["echo"]', "'echo' is no absolute path of a program", ARGUMENTS_HINT),
+    "the knocker as the program": (
+        'on_close_6 = ["/{src}"]',
+        "'/{src}' is no absolute path of a program",
+        ARGUMENTS_HINT,
+    ),
+    "an argument that cannot be passed": (
+        'on_close = ["/bin/echo", "a\\u0000"]',
+        "an argument cannot have a NUL in it",
+        "leave it out",
+    ),
+    "an argument that is no text": (
+        'on_open_6 = ["/bin/echo", 5]',
+        "must be text, not a whole number",
+        f'{TEXT_HINT}"{{src}}"',
+    ),
+    "a limit of more than ten minutes": (
+        'command_limit = "11m"',
+        "11m is out of range (1s-10m)",
+        "write a time from 1s to 10m",
+    ),
     "a set twice": ('sets = ["ip t s", "ip  t  s"]', "ip t s is named twice", ""),
 }
 
