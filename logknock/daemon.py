@@ -1,7 +1,7 @@
 """The running program: packets in, grants out, until a signal ends it.
 
-Rule 1: one thread, one loop; a step takes a few milliseconds at most, so what is much is done in parts. Rule 2: this
-file joins the parts and decides nothing: who gets in is decided in `knock`, what is open is kept in `firewall.sets`.
+Rule 1: one loop; a step takes a few milliseconds at most, so what is much is done in parts. Rule 2: this file joins the
+parts and decides nothing: who gets in is decided in `knock`, what opens and closes with it in `doorkeeper`.
 Rule 3: trouble with the kernel is told, counted and outlived; ending it is up to the administrator.
 """
 
@@ -11,18 +11,21 @@ import os
 import signal
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from . import __version__, report
 from .config import Config, load
+from .doorkeeper import Doorkeeper
 from .errors import FirewallError, LogknockError
 from .firewall.sets import GUARDED, WATCHED, Sets
-from .knock import Event, Granted, Matcher, Revoked
+from .knock import Event, Grant, Granted, Matcher, Revoked, Spent
 from .packet import Packet
 from .report import Level, Reporter, notice
 from .sources.nflog import Nflog
+from .store import NoStore, StoreError, open_store
+from .turns import Turns
 
 _TICK = 1.0  # seconds between looks at what may have changed without a packet
 
@@ -34,31 +37,25 @@ _COLLECT_EVERY = 60
 _NAMES_SHOWN = 10
 
 
-@dataclass(slots=True)
-class Counters:
-    """What has happened since the start."""
-
-    opened: int = 0
-    closed: int = 0
-    refused: int = 0
-    stale: int = 0
-    firewall_errors: int = 0
-
-
 class Daemon:
     """Everything that lives as long as the process. Raises LogknockError if it cannot start."""
 
     def __init__(self, config_path: Path, reporter: Reporter) -> None:
         self._path = config_path
         self._reporter = reporter
-        self._counters = Counters()
         self._config = load(config_path)
-        self._take_doors()
+        self._longest = _longest(self._config)
         self._matcher = Matcher(self._config.doors)
         # The first netlink socket of a process has its id as port, by which the next one learns who holds the group.
         self._source = Nflog(self._config.group, self._matcher.heeds)
         self._sets = Sets()
         self._sets.use(self._config.doors)
+        self._store = open_store(self._config.state)
+        self._keeper = Doorkeeper(self._store, self._sets, self._config.state, reporter.write)
+        self._turns = Turns(self._store, self._matcher.set_code, self._tell_turn)
+        self._working = False  # whether more work on the one-time files is on its way
+        self._firewall_errors = 0
+        self._stale = 0  # packets that were too old
         self._trouble = ""  # what the firewall refused last, until it works again
         self._oldest = 0.0  # packets from before that are too old to mean anything; set for each read
         self._told_lost = 0
@@ -80,13 +77,17 @@ class Daemon:
         loop.add_signal_handler(signal.SIGUSR1, self._tell_counters)
         loop.add_reader(self._source.fileno(), self._on_readable)
         loop.call_later(_TICK, self._tick)
+        self._take_over()
         self._tell_ready()
         await stopped.wait()
         _notify("STOPPING=1")
         loop.remove_reader(self._source.fileno())
         self._source.close()
+        await self._keeper.stop()
         self._sets.disconnect()
         self._tell_counters()
+        with suppress(StoreError):  # nothing is lost: what was committed is in its log
+            self._store.close()
         self._tell("stopped; open doors close on time by themselves")
 
     def _on_readable(self) -> None:
@@ -94,66 +95,96 @@ class Daemon:
         self._oldest = now - self._longest
         try:
             self._source.read(now, self._receive)
+            self._keeper.settle()
         except OSError as error:
             self._tell(f"NFLOG group {self._source.group} cannot be read: {error.strerror}", Level.ERROR)
 
     def _receive(self, packet: Packet) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
         if packet.time <= self._oldest:
-            self._counters.stale += 1  # it waited too long somewhere to mean anything now (T29)
+            self._stale += 1  # it waited too long somewhere to mean anything now (T29)
             return
         told: list[Event | report.Line] = []
+        shut: dict[str, str] = {}  # doors whose one-time sequence cannot be used, and why
         for event in self._matcher.receive(packet):
-            told.append(event)
-            if isinstance(event, Granted):
-                told[-1:] = self._open(event)
-            elif isinstance(event, Revoked):
-                told += self._close(event)
+            match event:
+                case Spent(_, code):
+                    reason = self._turns.spend(code, packet.src, time.time())
+                    if reason:
+                        shut[code.door] = reason
+                        told.append(report.refused(code.door, packet.src, reason))
+                    else:
+                        told.append(event)
+                    self._work_soon()
+                case Granted(_, grant) if grant.door not in shut:
+                    told.append(self._open(grant) or event)
+                case Revoked(_, door, by) if by not in shut:
+                    told += self._close(door, by, packet.src)
+                case Granted() | Revoked():
+                    pass
+                case _:
+                    told.append(event)
         self._reporter.tell(told)
 
-    def _open(self, event: Granted) -> list[Event | report.Line]:
-        """Open the door; what there is to tell of it: that it is open, or why it is not."""
-        grant = event.grant
-        # The door's time begins when it opens, which is when its elements' time begins, and runs by the kernel's
-        # clock for elements, not by one that can be set: no step of it brings a grant back after its end (T33).
-        now = time.monotonic()
-        door = self._doors[grant.door]
+    def _open(self, grant: Grant) -> report.Line | None:
+        """Open the door; None when it is open, or what to tell of why it is not."""
         try:
-            reason = self._sets.refused(grant.src)
-            if reason is None:
-                self._sets.open(door, grant._replace(expires=now + door.timeout), now)
-                self._counters.opened += 1
-                return [event]
-            self._counters.refused += 1
+            reason = self._keeper.open(grant.door, grant.src, time.time(), time.monotonic())
         except FirewallError as error:
-            self._counters.firewall_errors += 1
+            self._firewall_errors += 1
             self._trouble = self._trouble or error.message
-            reason = error.message + (f" (hint: {error.hint})" if error.hint else "")
-        return [report.refused(grant, reason)]
+            reason = error.words()
+        if not reason:
+            return None
+        self._matcher.spare(grant.door, grant.src)
+        return report.refused(grant.door, grant.src, reason)
 
-    def _close(self, event: Revoked) -> list[report.Line]:
+    def _close(self, door: str, by: str, src: bytes) -> list[report.Line]:
         try:
-            ended = self._sets.close(event.door, event.packet.src, time.monotonic())
+            closed = self._keeper.close(door, by, src, time.time(), time.monotonic())
         except FirewallError as error:
-            self._counters.firewall_errors += 1
+            self._firewall_errors += 1
             self._in_trouble(error)
             return []
-        self._counters.closed += ended is not None
-        return [report.revoked(ended, event.by)] if ended else []
+        return [closed] if closed else []
 
     def _tick(self) -> None:
         asyncio.get_running_loop().call_later(_TICK, self._tick)
-        for grant in self._sets.expire(time.monotonic()):
-            self._counters.closed += 1
-            self._reporter.write(report.closed(grant))
+        self._keeper.expire(time.time(), time.monotonic())
         self._reporter.tell(self._matcher.expire(time.time()))
         self._watch_firewall()
+        self._watch_state()
         self._source.settle()
         self._tell_losses()
         self._reporter.settle()
         self._ticks += 1
         if self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW:
             gc.collect()
+
+    def _watch_state(self) -> None:
+        """What the store and the one-time files need now and then."""
+        self._turns.look()
+        self._work_soon()
+        with suppress(StoreError):  # where it cannot be written is told by what matters more
+            self._store.trim()
+        if self._store.needs_checkpoint:
+            # In a thread, since it waits for the disk; `use` alone waits for it here, before a door opens.
+            asyncio.get_running_loop().run_in_executor(None, self._checkpoint)
+
+    def _checkpoint(self) -> None:
+        with suppress(StoreError):  # tried again with the next tick
+            self._store.checkpoint()
+
+    def _work_soon(self) -> None:
+        """Work on the one-time files until nothing is left to do, packets first."""
+        if not self._working:
+            self._working = True
+            asyncio.get_running_loop().call_soon(self._work)
+
+    def _work(self) -> None:
+        self._working = False
+        if self._turns.work():
+            self._work_soon()
 
     def _watch_firewall(self) -> None:
         """When somebody has changed the ruleset, or it was missing: see whether our sets are there, and fill them."""
@@ -187,14 +218,27 @@ class Daemon:
         """Say it once, not once a second; it is over when the sets hold what they should."""
         if error.message != self._trouble:
             self._trouble = error.message
-            hint = f" (hint: {error.hint})" if error.hint else ""
-            self._tell(f"{error.message}{hint}", Level.ERROR)
+            self._tell(error.words(), Level.ERROR)
+
+    def _take_over(self) -> None:
+        """Begin with what was before: the doors that are still open, and how far the one-time files are used."""
+        if isinstance(self._store, NoStore):
+            self._tell(f"nothing is remembered, one-time doors stay shut: {self._store.reason.words()}", Level.ERROR)
+        self._keeper.use(self._config.doors)
+        taken = self._keeper.restore(time.time(), time.monotonic())
+        if taken:
+            self._tell(f"{taken} doors are still open")
+            self._restore(sound=True)
+        self._turns.use(self._config.doors)
+        self._work_soon()
 
     def _reload(self) -> None:
         """Go on with the configuration as it is now, or, if it is bad in any way, with the old one (T36)."""
         _notify("RELOADING=1")
         try:
             config = load(self._path)
+            if config.state != self._config.state:
+                raise LogknockError("[paths] state cannot change while logknock runs", "restart it")
             source = self._source
             if config.group != source.group:
                 source = Nflog(config.group, self._matcher.heeds)
@@ -222,14 +266,13 @@ class Daemon:
             self._source = source
             self._told_lost = 0
         self._config = config
-        self._take_doors()
+        self._longest = _longest(config)
         self._matcher.set_doors(config.doors)
+        self._keeper.use(config.doors)
+        self._turns.use(config.doors)
+        self._work_soon()
         self._tell(f"reloaded: {self._summary()}")
         self._warn()
-
-    def _take_doors(self) -> None:
-        self._doors = {door.name: door for door in self._config.doors}
-        self._longest = max(door.seq_timeout for door in self._config.doors)
 
     def _tell_ready(self) -> None:
         self._tell(f"logknock {__version__} ready: {self._summary()}")
@@ -237,7 +280,7 @@ class Daemon:
         _notify("READY=1")
 
     def _summary(self) -> str:
-        return f"NFLOG group {self._config.group}, doors: {_some(self._doors)}"
+        return f"NFLOG group {self._config.group}, doors: {_some(door.name for door in self._config.doors)}"
 
     def _warn(self) -> None:
         """What is legal and unwise in the configuration, and where the loaded rules do not fit it."""
@@ -264,16 +307,24 @@ class Daemon:
             self._told_lost = lost
 
     def _tell_counters(self) -> None:
-        source, counted = self._source, self._counters
+        source, counted = self._source, self._keeper.counters
         self._tell(
             f"{source.records} records, {source.lost} lost ({source.overruns} overruns), {source.ignored} no packet, "
-            f"{counted.stale} too old; {self._matcher.knockers} knockers under way; "
+            f"{self._stale} too old; {self._matcher.knockers} knockers under way; "
             f"{len(self._sets.grants)} doors open, {counted.opened} opened, {counted.closed} closed, "
-            f"{counted.refused} refused; {counted.firewall_errors} firewall errors"
+            f"{counted.refused} refused; {self._firewall_errors} firewall errors"
         )
+
+    def _tell_turn(self, text: str, bad: bool) -> None:
+        self._tell(text, Level.WARNING if bad else Level.NOTICE)
 
     def _tell(self, text: str, level: Level = Level.NOTICE, **fields: str) -> None:
         self._reporter.write(notice(text, level, **fields))
+
+
+def _longest(config: Config) -> float:
+    """Seconds after which a packet means nothing to any door."""
+    return max(door.seq_timeout for door in config.doors)
 
 
 def _some(names: Iterable[str]) -> str:

@@ -24,6 +24,10 @@ class LogknockError(Exception):
         """The lines to print, or to log."""
         return [f"logknock: {self.message}", *([f"hint: {self.hint}"] if self.hint else [])]
 
+    def words(self) -> str:
+        """The same as a part of a line."""
+        return self.message + (f" (hint: {self.hint})" if self.hint else "")
+
 
 class FirewallError(LogknockError):
     """The kernel's packet filter, or libnftables, refused something; the message holds its own words."""

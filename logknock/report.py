@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from .knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked, Service
+from .knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked, Service, Spent
 from .packet import address_text
 
 # Lines a second about attempts (which anybody can begin); enough for every honest knocker to be followed.
@@ -54,6 +54,9 @@ def lines(event: Event) -> Iterable[Line]:
                 service = Service(packet.proto, packet.dport) if packet and reason is Reason.WRONG else ""
                 words = f"{reason} {service} (stage {stage})".replace("  ", " ")
                 yield _line(Level.INFO, src, door, words, "failed", STAGE=str(stage), REASON=reason.value)
+        case Spent(packet, code):
+            src = address_text(packet.src)
+            yield _line(Level.INFO, src, code.door, f"one-time sequence of {code.file} used", "spent", FILE=code.file)
         case Granted(_, grant):
             yield _line(Level.NOTICE, address_text(grant.src), grant.door, "OPEN SESAME", "granted")
         case Revoked(packet, door, by):
@@ -71,9 +74,14 @@ def revoked(grant: Grant, by: str) -> Line:
     return _line(Level.NOTICE, address_text(grant.src), grant.door, f"closed by {by}", "closed", BY=by)
 
 
-def refused(grant: Grant, reason: str) -> Line:
-    """A door stays shut after the right knocks: no door may open for this source (T37), or the firewall refused."""
-    return _line(Level.WARNING, address_text(grant.src), grant.door, f"not opened: {reason}", "refused")
+def refused(door: str, src: bytes, reason: str) -> Line:
+    """A door stays shut after the right knocks."""
+    return _line(Level.WARNING, address_text(src), door, f"not opened: {reason}", "refused")
+
+
+def command(door: str, src: bytes, text: str, *, bad: bool) -> Line:
+    """About a command that a door runs."""
+    return _line(Level.WARNING if bad else Level.INFO, address_text(src), door, text, "command")
 
 
 def notice(text: str, level: Level = Level.NOTICE, **fields: str) -> Line:

@@ -37,7 +37,17 @@ config_option = click.option(
 class _Commands(click.Group):
     """Imports a command's file when it is asked for: a knock does not wait for libnftables to load."""
 
-    files: ClassVar = {"check": "check", "demo": "demo", "knock": "knock", "rules": "rules", "run": "run"}
+    files: ClassVar = {
+        "check": "check",
+        "demo": "demo",
+        "import-knockd": "import_knockd",
+        "knock": "knock",
+        "onetime": "onetime",
+        "proxy": "proxy",
+        "rules": "rules",
+        "run": "run",
+        "status": "status",
+    }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.files)
@@ -45,7 +55,7 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in self.files:
             return None
-        command = getattr(import_module(f"{__name__}.{self.files[cmd_name]}"), cmd_name)
+        command = getattr(import_module(f"{__name__}.{self.files[cmd_name]}"), cmd_name.replace("-", "_"))
         assert isinstance(command, click.Command)
         return command
 
@@ -60,11 +70,11 @@ def cli() -> None:
     """Port knocking from the firewall's log: a knock opens a door, and the kernel closes it."""
 
 
-def main() -> None:
+def main(commands: click.Group = cli) -> None:
     """Run the command line and exit: 0, or the code that fits (see errors.py)."""
     _open_missing()
     try:
-        code = cli(standalone_mode=False)
+        code = commands(standalone_mode=False)
         sys.stdout.flush()
     except LogknockError as error:
         code = fail(error)

@@ -1,4 +1,4 @@
-"""`logknock check`: is the configuration right? Rule: it says what config.load() found, and finds nothing itself."""
+"""`logknock check`: is the configuration right? Rule: it says what others found, and finds nothing itself."""
 
 import json
 from pathlib import Path
@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from ..config import Config, ConfigError, Problem, load, printable
+from ..firewall.ruleset import knocked_once
 from . import config_option
 
 
@@ -25,7 +26,10 @@ def check(config_path: Path, as_json: bool) -> int:
     for problem in config.warnings:
         for line in problem.report("logknock: warning: "):
             click.echo(line, err=True)
-    doors, warnings = _count(len(config.doors), "door"), _count(len(config.warnings), "warning")
+    _, onetime = knocked_once(config)
+    for text in onetime:
+        click.echo(f"logknock: warning: {printable(text)}", err=True)
+    doors, warnings = _count(len(config.doors), "door"), _count(len(config.warnings) + len(onetime), "warning")
     click.echo(f"{printable(str(config_path))}: ok, {doors}, {warnings}")
     return 0
 
@@ -44,6 +48,7 @@ def _check_as_json(path: Path) -> int:
         "doors": [door.name for door in config.doors] if config else [],
         "errors": [_plain(problem) for problem in errors],
         "warnings": [_plain(problem) for problem in config.warnings] if config else [],
+        "onetime": list(knocked_once(config)[1]) if config else [],
     }
     click.echo(json.dumps(answer, indent=2))
     return code

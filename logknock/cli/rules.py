@@ -8,7 +8,7 @@ from shlex import quote
 import click
 from click.core import ParameterSource
 
-from ..config import Config, ConfigError, load, parse_duration
+from ..config import Config, ConfigError, load, parse_duration, printable
 from ..errors import LogknockError
 from ..firewall import ruleset
 from ..trial import POLL, Outcome, Trial
@@ -103,13 +103,16 @@ def remove(config_path: Path) -> None:
 def _render(config: Config) -> tuple[str, str]:
     """The rules, and a line on what they do."""
     seed, listening = ruleset.trap_seed(config.state), ruleset.listening()
-    traps = len(ruleset.traps(config, seed, listening))
+    onetime, problems = ruleset.knocked_once(config)
+    for problem in problems:
+        click.echo(f"logknock: warning: {printable(problem)}", err=True)
+    traps = len(ruleset.traps(config, seed, listening, onetime))
     # Numbers only: the ports are the secret, and under systemd this goes to the journal.
     summary = (
-        f"loaded: {len(config.guarded)} guarded, {len(config.knocked)} knock ports, {traps} traps; "
+        f"loaded: {len(config.guarded)} guarded, {len(config.knocked | onetime)} knock ports, {traps} traps; "
         f"NFLOG group {config.group}"
     )
-    return ruleset.render(config, seed, listening), summary
+    return ruleset.render(config, seed, listening, onetime), summary
 
 
 # What to tell of a trial that was not confirmed: a message and a hint.

@@ -21,6 +21,7 @@ from .. import netlink, trial
 from ..config import Config
 from ..errors import NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
 from ..knock import Service
+from ..onetime_files import OnetimeError, knocked_in
 from ..packet import PROTOCOL_NAMES, TCP, UDP
 from ..trial import Outcome, Trial
 
@@ -43,8 +44,13 @@ _ELEMENTS_PER_LINE = 8  # fits a terminal
 # ---- the text
 
 
-def render(config: Config, seed: bytes, listening: Collection[Service]) -> str:
-    """The rules with this configuration in them, as `nft -f` takes them. Reads nothing but the rules themselves."""
+def render(
+    config: Config, seed: bytes, listening: Collection[Service], onetime: Collection[Service] = frozenset()
+) -> str:
+    """The rules with this configuration in them, as `nft -f` takes them. Reads nothing but the rules themselves.
+
+    `onetime` is what the one-time sequences knock on.
+    """
     text = _rules_file().read_text(encoding="ascii")
     rate, burst = config.firewall.rate, config.firewall.burst
     text = _put(text, "log group 5", f"log group {config.group}")
@@ -58,13 +64,15 @@ def render(config: Config, seed: bytes, listening: Collection[Service]) -> str:
             _add("trusted4", [str(network) for network in trusted if network.version == 4]),
             _add("trusted6", [str(network) for network in trusted if network.version == 6]),
             _add("guarded", _elements(config.guarded)),
-            _add("watched", _elements(config.knocked)),
-            _add("traps", _elements(traps(config, seed, listening))),
+            _add("watched", _elements(config.knocked.union(onetime))),
+            _add("traps", _elements(traps(config, seed, listening, onetime))),
         )
     )
 
 
-def traps(config: Config, seed: bytes, listening: Collection[Service]) -> frozenset[Service]:
+def traps(
+    config: Config, seed: bytes, listening: Collection[Service], onetime: Collection[Service] = frozenset()
+) -> frozenset[Service]:
     """The services whose every packet is a wrong knock: the neighbours of the knock ports, and others.
 
     In each protocol that a sequence uses. The same seed gives the same ports, but for those that may not be traps:
@@ -73,7 +81,7 @@ def traps(config: Config, seed: bytes, listening: Collection[Service]) -> frozen
     wanted = config.firewall.traps
     if not wanted:
         return frozenset()
-    knocked = config.knocked
+    knocked = config.knocked.union(onetime)
     opened = {service for door in config.doors for service in door.opens}
     excluded = {
         Service(ports.proto, port) for ports in config.firewall.exclude for port in range(ports.first, ports.last + 1)
@@ -119,6 +127,26 @@ def _add(name: str, elements: list[str]) -> str:
 
 
 # ---- what the text depends on besides the configuration
+
+
+def knocked_once(config: Config) -> tuple[frozenset[Service], tuple[str, ...]]:
+    """What the doors' one-time sequences knock on, and what is wrong with their files, a line of text each.
+
+    A file that cannot be used is no reason to leave the host unguarded. Reads the files whole.
+    """
+    services: set[Service] = set()
+    problems: list[str] = []
+    for path in config.onetime_files:
+        try:
+            found = knocked_in([path])
+        except OnetimeError as error:
+            problems.append(error.words())
+            continue
+        services |= found.services
+        problems += found.problems
+        if guarded := sorted(found.services & config.guarded):
+            problems.append(f"{path}: knocks on {guarded[0]}, which is guarded: no knock there counts")
+    return frozenset(services), tuple(problems)
 
 
 def trap_seed(state: Path) -> bytes:

@@ -273,15 +273,27 @@ class Sets:
         self._apply(src, closed.elements, now)  # what another door holds open is put back in the same batch
         return closed.grant
 
-    def expire(self, now: float) -> list[Grant]:
-        """Forget what has ended, which the kernel has closed by itself; the grants that ended."""
+    def find(self, door: str, src: bytes) -> Grant | None:
+        """The grant, if the door is open for this address."""
+        opened = self._open.get(src, {}).get(door)
+        return opened and opened.grant
+
+    def hold(self, door: Door, grant: Grant, now: float) -> None:
+        """Have the door open as open() would; it is reconcile() that opens it."""
+        grant = grant._replace(expires=min(grant.expires, now + door.timeout))
+        elements = tuple(self._elements(door, grant.src))
+        self._open.setdefault(grant.src, {})[door.name] = _Open(grant, door.timeout, elements)
+        self._unsure.setdefault(grant.src, set())
+        self._remember_end(grant)
+
+    def expire(self, now: float) -> list[tuple[Grant, bool]]:
+        """Forget what has ended, which the kernel has closed by itself: the grants, and whether it ever had them."""
         ended = []
         while self._ends and self._ends[0].expires <= now:
             grant = heappop(self._ends).grant
             opened = self._open.get(grant.src, {}).get(grant.door)
             if opened is not None and opened.grant is grant:
-                if grant.src not in self._unsure:  # else the kernel may never have had it
-                    ended.append(grant)
+                ended.append((grant, grant.src not in self._unsure))
                 self._forget(grant.door, grant.src)
         return ended
 

@@ -1,0 +1,216 @@
+"""Opens doors and sees to their end: the store's row, the set elements, the file of addresses, the command, in order.
+
+Rule 1: a grant is on record before it opens anything, so that whatever kills us, its end is seen to (on_close, the
+allow file) at the next start. Rule 2: its row goes when all that belongs to its end is done, and not before. Rule 3:
+one part that fails is told and counted, and keeps no other from being done.
+"""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from . import report
+from .actions import ActionError, AllowFile, Runner, Told, command
+from .errors import FirewallError, LogknockError
+from .firewall.sets import Sets, never_granted
+from .knock import Door, Grant
+from .report import Level, Line
+from .store import Store, StoreError
+
+ALLOW_FOLDER = "allow"
+
+
+@dataclass(slots=True)
+class Counters:
+    """What has happened since the start."""
+
+    opened: int = 0
+    closed: int = 0
+    refused: int = 0
+
+
+class Doorkeeper:
+    """What is open, and what is done about it. `write` takes lines for the log.
+
+    Times: `now` is time.monotonic(), `wall` is time.time(). A door's time begins when it opens, which is when its
+    elements' time begins, and runs by the kernel's clock for elements, not by one that can be set: no step of it
+    brings a grant back after its end (T33).
+    """
+
+    def __init__(self, store: Store, sets: Sets, state: Path, write: Callable[[Line], None]) -> None:
+        self.counters = Counters()
+        self.runner = Runner(self._on_told)
+        self._store = store
+        self._sets = sets
+        self._folder = state / ALLOW_FOLDER
+        self._write = write
+        self._doors: dict[str, Door] = {}
+        self._allowed: dict[str, dict[bytes, set[str]]] = defaultdict(dict)  # file, address, doors
+        self._unwritten: set[str] = set()  # allow files that are not as they should be
+        self._troubles: dict[type[LogknockError], str] = {}  # what was told last of each kind
+
+    def use(self, doors: Iterable[Door]) -> None:
+        """Go on with these doors; those that are gone are known until their last grant has ended."""
+        kept = {grant.door for grant in self._sets.grants}
+        self._doors = {name: door for name, door in self._doors.items() if name in kept}
+        self._doors |= {door.name: door for door in doors}
+        self._allowed = defaultdict(dict)
+        for grant in self._sets.grants:
+            self._allow(self._doors[grant.door], grant.src)
+        named = {door.allow_file for door in self._doors.values() if door.allow_file}
+        # What no door keeps any more lets nobody in.
+        self._unwritten = named | {path.name for path in self._folder.glob("*[!~]") if path.is_file()}
+        self.settle()
+
+    def restore(self, wall: float, now: float) -> int:
+        """Take over what a daemon before this one had open; how many doors that are. Sets.reconcile() opens them."""
+        taken = 0
+        for grant, _ in self._recorded(wall, now):
+            door = self._doors.get(grant.door)
+            if door is None:
+                self._note(f"door {grant.door} is gone, and what it was to do when it closes with it", Level.WARNING)
+                self._record(self._store.ended, grant, "its door is gone", wall)
+            elif grant.expires <= now or never_granted(grant.src):
+                self.counters.closed += 1
+                self._write(report.closed(grant))
+                self._end(grant, door, "while logknock did not run", wall)
+            else:
+                self._sets.hold(door, grant, now)
+                self._allow(door, grant.src)
+                taken += 1
+        self.settle()
+        return taken
+
+    def open(self, name: str, src: bytes, wall: float, now: float) -> str:
+        """Open the door; empty when it is open, or why it never opens for this address.
+
+        Raises FirewallError if the kernel refuses; the grant may be held to all the same (see Sets.open).
+        """
+        door = self._doors[name]
+        grant = Grant(name, src, now + door.timeout)
+        reason = self._sets.refused(src)
+        if reason is not None:
+            self.counters.refused += 1
+            return reason
+        refresh = self._sets.find(name, src) is not None
+        self._record(self._store.opened, grant, wall, now)
+        try:
+            self._sets.open(door, grant, now)
+        except FirewallError:
+            if self._sets.find(name, src) is None:
+                self._record(self._store.ended, grant, "not opened", wall)
+            else:
+                self._allow(door, src)
+            raise
+        self.counters.opened += 1
+        self._allow(door, src)
+        if not refresh and (opening := command(door, src, "open")):
+            self.runner.run(opening)
+        return ""
+
+    def close(self, name: str, by: str, src: bytes, wall: float, now: float) -> Line | None:
+        """Close the door before its time; what there is to tell. Raises FirewallError if the kernel refuses."""
+        grant = self._sets.find(name, src)
+        if grant is None:
+            return None
+        try:
+            self._sets.close(name, src, now)
+            self.counters.closed += 1
+        finally:
+            self._disallow(name, src)
+            self._end(grant, self._doors[name], f"by {by}", wall)
+        return report.revoked(grant, by)
+
+    def expire(self, wall: float, now: float) -> None:
+        """See to the end of the grants whose time is over; the kernel has closed them by itself."""
+        for grant, was_open in self._sets.expire(now):
+            if was_open:
+                self.counters.closed += 1
+                self._write(report.closed(grant))
+            self._disallow(grant.door, grant.src)
+            self._end(grant, self._doors[grant.door], "timeout", wall)
+        self.settle()
+
+    def settle(self) -> None:
+        """Write the allow files that are not as they should be."""
+        for name in list(self._unwritten):
+            try:
+                AllowFile(self._folder / name).write(self._allowed.get(name, ()))
+            except ActionError as error:
+                self._in_trouble(error)
+            else:
+                self._unwritten.discard(name)
+        if not self._unwritten:
+            self._out_of_trouble(ActionError, "the files of addresses are written again")
+
+    async def stop(self) -> None:
+        """The end of the process: nobody is left to take addresses out of files, so they all go."""
+        self._unwritten = {name for name, sources in self._allowed.items() if sources}
+        self._allowed.clear()
+        self.settle()
+        if unfinished := await self.runner.stop():
+            self._note(f"{unfinished} commands did not run to their end; what closes a door runs at the next start")
+
+    # ---- parts of an opening and of an end
+
+    def _end(self, grant: Grant, door: Door, how: str, wall: float) -> None:
+        done = partial(self._record, self._store.ended, grant, how, wall)
+        closing = command(door, grant.src, "close")
+        if closing is None:
+            done()
+        else:
+            self.runner.run(closing, done)
+
+    def _allow(self, door: Door, src: bytes) -> None:
+        if door.allow_file:
+            doors = self._allowed[door.allow_file].setdefault(src, set())
+            if not doors:
+                self._unwritten.add(door.allow_file)
+            doors.add(door.name)
+
+    def _disallow(self, name: str, src: bytes) -> None:
+        file = self._doors[name].allow_file
+        doors = self._allowed.get(file, {}).get(src)
+        if doors is None:
+            return
+        doors.discard(name)
+        if not doors:
+            del self._allowed[file][src]
+            self._unwritten.add(file)
+
+    def _recorded(self, wall: float, now: float) -> list[Any]:
+        try:
+            return self._store.grants(wall, now)
+        except StoreError as error:
+            self._in_trouble(error)
+            return []
+
+    def _record(self, write: Callable[..., None], *args: Any) -> None:
+        """What is on record for later: that it cannot be is told, and doors go on opening and closing."""
+        try:
+            write(*args)
+        except StoreError as error:
+            self._in_trouble(error)
+        else:
+            self._out_of_trouble(StoreError, "the state database can be written again")
+
+    # ---- telling
+
+    def _in_trouble(self, error: LogknockError) -> None:
+        """Say it once, until it is over."""
+        if self._troubles.get(type(error)) != error.message:
+            self._troubles[type(error)] = error.message
+            self._note(error.words(), Level.ERROR)
+
+    def _out_of_trouble(self, kind: type[LogknockError], text: str) -> None:
+        if self._troubles.pop(kind, None):
+            self._note(text)
+
+    def _on_told(self, told: Told) -> None:
+        self._write(report.command(told.door, told.src, told.text, bad=told.bad))
+
+    def _note(self, text: str, level: Level = Level.NOTICE) -> None:
+        self._write(report.notice(text, level))

@@ -1,0 +1,196 @@
+"""One-time doors with the real daemon: each sequence once, in order, whatever happens to files, store and processes."""
+
+import os
+import signal
+import sqlite3
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+
+from .world import Daemon, World
+
+LINES = [" 7001, 8001:udp, 9001", " 7002, 8002:udp, 9002", " 7003, 8003:udp, 9003", " 7004, 8004:udp, 9004"]
+
+
+def knocks(line: str) -> list[str]:
+    """A line of the file as the words of a knock."""
+    return [word.strip() for word in line.split(",")]
+
+
+def write(path: Path, lines: Sequence[str]) -> Path:
+    path.write_text("".join(f"{line}\n" for line in lines))
+    path.chmod(0o600)
+    return path
+
+
+@pytest.fixture
+def file(world: World) -> Path:
+    """A door with a file of four sequences; the rules are loaded."""
+    path = write(world.config.parent / "anna", LINES)
+    configure(world, path)
+    world.apply()
+    return path
+
+
+def configure(world: World, *files: Path, more: str = "") -> None:
+    names = ", ".join(f'"{path}"' for path in files)
+    world.configure(f'[doors.ssh]\nonetime = [{names}]\nopens = ["22/tcp"]\ntimeout = "2s"\n{more}')
+
+
+def attempt(world: World, daemon: Daemon, line: str, says: str) -> None:
+    """Knock, and wait for this to be said anew."""
+    daemon.read()
+    daemon.lines.clear()
+    world.knock(*knocks(line))
+    daemon.wait_for(says)
+
+
+def openings(daemon: Daemon) -> int:
+    daemon.read()
+    return sum("OPEN SESAME" in line for line in daemon.lines)
+
+
+OPENS = "10.99.0.2: ssh: OPEN SESAME"
+
+
+def test_t18_each_sequence_opens_once_and_in_order(world: World, file: Path) -> None:
+    """T18: not before its turn, not a second time, and not after a restart."""
+    with world.daemon() as daemon:
+        world.knock(*knocks(LINES[1]))
+        attempt(world, daemon, LINES[0], OPENS)
+        assert "10.99.0.2 . tcp . 22" in world.granted()
+        daemon.wait_for("3 one-time sequences left")
+        world.knock(*knocks(LINES[0]))
+        attempt(world, daemon, LINES[1], OPENS)
+        assert openings(daemon) == 1
+        daemon.process.kill()
+        daemon.process.wait()
+    with world.daemon() as daemon:
+        for line in LINES[:2]:
+            world.knock(*knocks(line))
+        attempt(world, daemon, LINES[2], OPENS)
+        daemon.wait_for("1 one-time sequence left")
+        assert openings(daemon) == 1
+    assert file.read_text() == "".join(f"{line}\n" for line in LINES), "the file is never written"
+
+
+def test_t18_a_captured_sequence_is_refused_from_every_source(world: World, file: Path) -> None:
+    """T18: while the client is knocking it, and afterwards."""
+    with world.daemon() as daemon:
+        words = [knock.replace(":", "/") if ":" in knock else f"{knock}/tcp" for knock in knocks(LINES[0])]
+        both = [f"{src}>{world.gateway.ipv4}:{word}" for word in words for src in ("198.51.100.1", "198.51.100.2")]
+        world.spoof(*both)
+        daemon.wait_for("198.51.100.1: ssh: OPEN SESAME")
+        daemon.wait_for("198.51.100.2: ssh: one-time sequence used up")
+        world.spoof(*(f"198.51.100.3>{world.gateway.ipv4}:{word}" for word in words))
+        attempt(world, daemon, LINES[1], OPENS)
+        assert not [line for line in daemon.lines if "OPEN" in line and "198.51.100" in line]
+        assert set(world.granted()) <= {"198.51.100.1 . tcp . 22", "10.99.0.2 . tcp . 22"}
+
+
+def test_t19_each_client_has_its_own_turn(world: World, file: Path) -> None:
+    """T19: two files at one door; what one client uses is no other's loss."""
+    other = write(file.parent / "ben", [" 7011, 8011, 9011", " 7012, 8012, 9012"])
+    configure(world, file, other)
+    world.apply()
+    with world.daemon() as daemon:
+        for line in (LINES[0], " 7011, 8011, 9011", LINES[1], " 7012, 8012, 9012"):
+            attempt(world, daemon, line, OPENS)
+        daemon.wait_for("ben is used up")
+
+
+def test_a_file_that_was_edited_goes_on_behind_what_was_used(world: World, file: Path) -> None:
+    """Said plainly, and noticed while it runs: lines before the place gone, lines behind it added, a whole new file."""
+    with world.daemon() as daemon:
+        attempt(world, daemon, LINES[0], OPENS)
+        attempt(world, daemon, LINES[1], OPENS)
+        daemon.lines.clear()
+        write(file, LINES[1:])
+        daemon.wait_for("was edited where it was used; goes on at line 2")
+        attempt(world, daemon, LINES[2], OPENS)
+        daemon.lines.clear()
+        write(file, ["# a new one", LINES[0], "nonsense", LINES[3], LINES[2]])
+        daemon.wait_for("goes on at line 6")
+        daemon.wait_for("is used up")
+        write(file, [LINES[0], LINES[3], LINES[2], LINES[1]])
+        daemon.wait_for("goes on at line 4")
+        daemon.wait_for("is used up")
+
+
+@pytest.mark.parametrize(
+    ("lines", "says"),
+    [
+        pytest.param([], "is used up: it opens nothing", id="empty"),
+        pytest.param(["# nothing but this"], "is used up: it opens nothing", id="comments only"),
+        pytest.param(["abc", *LINES], "line 1: 'abc' is no port number: passed over", id="a malformed line"),
+        pytest.param(None, "does not exist", id="missing"),
+        pytest.param(LINES, "can be read by others", id="readable by others"),
+    ],
+)
+def test_a_file_that_cannot_be_used_is_told(world: World, file: Path, lines: list[str] | None, says: str) -> None:
+    """And the daemon lives on; as soon as the file is right it counts."""
+    file.unlink()
+    if lines is not None:
+        write(file, lines)
+    if "others" in says:
+        file.chmod(0o644)
+    with world.daemon() as daemon:
+        daemon.wait_for(says)
+        write(file, LINES)
+        daemon.wait_for("4 one-time sequences left")
+        attempt(world, daemon, LINES[0], OPENS)
+
+
+def test_t20_what_cannot_be_put_on_record_opens_nothing(world: World, file: Path) -> None:
+    """T20: a damaged store; plain doors go on working, and say nothing of it."""
+    configure(world, file, more='[doors.plain]\nsequence = ["7000/tcp", "8000/tcp", "9000/tcp"]\nopens = ["80/tcp"]\n')
+    world.apply()
+    state = file.parent / "state"
+    (state / "logknock.db").write_bytes(os.urandom(8192))
+    with world.daemon() as daemon:
+        daemon.wait_for("one-time doors stay shut")
+        world.knock(*knocks(LINES[0]))
+        attempt(world, daemon, "7000, 8000, 9000", "10.99.0.2: plain: OPEN SESAME")
+        assert set(world.granted()) == {"10.99.0.2 . tcp . 80"}
+
+
+def test_a_store_that_cannot_be_written_for_a_while(world: World, file: Path) -> None:
+    """Somebody else holds the database: the door stays shut and says so, and the same sequence opens it afterwards."""
+    with world.daemon() as daemon:
+        daemon.wait_for("4 one-time sequences left")
+        with sqlite3.connect(file.parent / "state" / "logknock.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            attempt(world, daemon, LINES[0], "not opened: its use cannot be put on record")
+            other.execute("ROLLBACK")
+        other.close()
+        attempt(world, daemon, LINES[0], OPENS)
+
+
+def test_two_daemons_on_one_state_directory(world: World, file: Path) -> None:
+    """The second refuses."""
+    with world.daemon():
+        other = world.config.with_name("other.toml")
+        other.write_text("[log]\ngroup = 6\n" + world.config.read_text())
+        other.chmod(0o600)
+        second = world.gateway.logknock("run", "-c", str(other), check=False)
+        assert (second.returncode, "another logknock daemon uses it" in second.stderr) == (69, True)
+        assert "hint:" in second.stderr
+
+
+def test_t36_a_reload_keeps_whose_turn_it_is(world: World, file: Path) -> None:
+    with world.daemon() as daemon:
+        attempt(world, daemon, LINES[0], OPENS)
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("reloaded")
+        attempt(world, daemon, LINES[1], OPENS)
+
+
+def test_the_rules_watch_all_ports_of_the_files(world: World, file: Path) -> None:
+    watched = world.gateway.run("nft", "list", "set", "inet", "logknock", "watched").stdout
+    for port in ("tcp . 7001", "udp . 8003", "tcp . 9004"):
+        assert port in watched
+    write(file, ["abc", *LINES])
+    done = world.gateway.logknock("rules", "apply", "-c", str(world.config))
+    assert "line 1" in done.stderr
+    assert "line 1" in world.gateway.logknock("check", "-c", str(world.config)).stderr
