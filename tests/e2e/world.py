@@ -51,17 +51,19 @@ except OSError as error:
     sys.exit(str(error))
 """
 
-# Sends TCP SYNs or UDP datagrams with sources of its choice: argument by argument `source>destination:port/protocol`.
+# Sends TCP SYNs or UDP datagrams with sources of its choice: argument by argument `source>destination:port/protocol`,
+# or `.../tcp=18` for the TCP flags of that number.
 SPOOF = """
 import socket, struct, sys, ipaddress
 for number, word in enumerate(sys.argv[1:]):
     pair, _, proto = word.rpartition("/")
+    proto, _, flags = proto.partition("=")
     src, _, rest = pair.partition(">")
     dst, _, port = rest.rpartition(":")
     s, d = ipaddress.ip_address(src).packed, ipaddress.ip_address(dst).packed
     sport = 20000 + number
     if proto == "tcp":
-        l4, n = struct.pack("!HHIIBBHHH", sport, int(port), 1, 0, 5 << 4, 2, 64240, 0, 0), 6
+        l4, n = struct.pack("!HHIIBBHHH", sport, int(port), 1, 0, 5 << 4, int(flags or 2), 64240, 0, 0), 6
     else:
         l4, n = struct.pack("!HHHH", sport, int(port), 9, 0) + b"\\0", 17
     if len(s) == 4:
