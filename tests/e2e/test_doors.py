@@ -4,6 +4,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -207,19 +209,57 @@ def test_several_services_and_sets(world: World) -> None:
         assert re.search(r"10\.99\.0\.2 \. udp \. 443 timeout 30s", listed)
 
 
-def test_a_state_directory_that_cannot_be_written(world: World) -> None:
-    """Plain doors go on working, and it is said; read-only by mount, which stops root too."""
-    configure(world, "")
+def fill(path: Path) -> None:
+    """Write until the disk is full."""
+    with path.open("wb", buffering=0) as file:
+        while True:
+            file.write(bytes(512))
+
+
+@contextmanager
+def daemon_with_state_on(world: World, options: str) -> Iterator[Daemon]:
+    """The daemon, in a mount namespace where its state directory is a tmpfs of its own."""
     state = world.config.parent / "state"
-    script = f"mount -t tmpfs -o ro tmpfs {state} && exec {sys.executable} -m logknock run -c {world.config}"
+    mount = f"mount -t tmpfs -o {options} tmpfs {state}"
+    script = f"{mount} && exec {sys.executable} -m logknock run -c {world.config}"
     process = world.gateway.start("unshare", "-m", "sh", "-c", script, stderr=subprocess.PIPE)
-    daemon = Daemon(process)
     try:
-        daemon.wait_for("nothing is remembered, one-time doors stay shut")
-        daemon.wait_for("ready")
-        opened(world, daemon)
+        yield Daemon(process)
     finally:
         process.kill()
         process.wait()
         assert process.stderr is not None
         process.stderr.close()
+
+
+def test_a_state_directory_that_cannot_be_written(world: World) -> None:
+    """Plain doors go on working, and it is said; read-only by mount, which stops root too."""
+    configure(world, "")
+    with daemon_with_state_on(world, "ro") as daemon:
+        daemon.wait_for("nothing is remembered, one-time doors stay shut")
+        daemon.wait_for("ready")
+        opened(world, daemon)
+
+
+def test_t20_a_full_disk(world: World) -> None:
+    """T20: one-time doors stay shut while it is full, plain ones open; each said once, and when it is over."""
+    file = world.config.parent / "anna"
+    file.write_text("1, 2, 3\n")
+    file.chmod(0o600)
+    configure(world, f'allow_file = "sshd"\n[doors.once]\nonetime = ["{file}"]\nopens = ["80/tcp"]\n')
+    with daemon_with_state_on(world, "size=1m") as daemon:
+        daemon.wait_for("1 one-time sequence left")
+        filler = Path(f"/proc/{daemon.process.pid}/root{world.config.parent}/state/filler")
+        with pytest.raises(OSError, match="No space left"):
+            fill(filler)
+        world.knock("1", "2", "3")
+        daemon.wait_for("once: not opened: its use cannot be put on record: ")
+        assert daemon.says("database or disk is full (hint: make room")
+        opened(world, daemon)
+        daemon.wait_for("allow/sshd: No space left on device")
+        opened(world, daemon)
+        filler.unlink()
+        daemon.wait_for("the files of addresses are written again")
+        assert not [line for line in daemon.lines if "No space left" in line], "it was said already"
+        world.knock("1", "2", "3")
+        daemon.wait_for("once: OPEN SESAME")

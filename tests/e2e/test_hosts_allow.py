@@ -9,7 +9,7 @@ import pytest
 
 from logknock.actions import AllowFile
 
-from .world import until
+from .world import KNOCKS, SSH, World, until
 
 ROOT = Path(__file__).parent.parent.parent
 
@@ -109,4 +109,20 @@ def test_the_file_is_whole_whenever_it_is_read(allow: Path) -> None:
             writer.kill()
 
 
-# The daemon keeps the file
+def test_the_daemon_keeps_the_file(world: World) -> None:
+    """Who knocks gets in, over both families, and is out when the door closes."""
+    world.configure(f'{SSH}allow_file = "sshd"\n'.replace('"30s"', '"3s"'))
+    world.apply()
+    allow = world.config.parent / "state/allow/sshd"
+    (allow.parent.parent / "hosts.allow").write_text(f"sshd: {allow}\n")
+    (allow.parent.parent / "hosts.deny").write_text("sshd: ALL\n")
+    with world.daemon() as daemon:
+        assert verdict(allow, world.client.ipv4) == "denied"
+        world.knock(*KNOCKS)
+        world.knock(*KNOCKS, address=world.gateway.ipv6)
+        daemon.wait_for(f"{world.client.ipv6}: ssh: OPEN SESAME")
+        until(lambda: len(allow.read_text().split()) == 2, "both addresses")
+        assert [verdict(allow, address) for address in (world.client.ipv4, world.client.ipv6)] == ["granted"] * 2
+        assert verdict(allow, world.gateway.ipv4) == "denied"
+        until(lambda: not allow.read_text(), "the end of it")
+        assert verdict(allow, world.client.ipv4) == "denied"
