@@ -9,7 +9,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 RUN_PACKAGES := iproute2 netbase nftables python3 python3-click python3-nftables python3-rich python3-systemd python3-venv util-linux
-TEST_PACKAGES := e2fsprogs knockd nmap openssh-client openssh-server procps strace systemd tcpd tcpdump
+TEST_PACKAGES := dropbear-bin e2fsprogs knockd nmap openssh-client openssh-sftp-server procps strace systemd tcpd tcpdump
 MISSING = $(shell for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 INSTALL = @missing="$(call MISSING,$(1))"; if [ -n "$$missing" ]; then \
 	  $(SUDO) apt-get update -q && \

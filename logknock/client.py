@@ -14,10 +14,9 @@ import os
 import re
 import socket
 import time
-from collections import defaultdict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 from .errors import USAGE, LogknockError
 from .knock import Service, parse_port
@@ -29,6 +28,12 @@ DELAY = 0.1
 # Every seq_timeout that makes sense is over by then: a longer delay is a slip of the unit.
 MAX_DELAY = 60.0
 
+# Each host of a call has a thread of its own while it is knocked at.
+MAX_HOSTS = 64
+
+SERVICE_HINT = "a service is written 7000/tcp or 7000/udp; 7000 is short for 7000/tcp; 2s or 500ms is a pause"
+MISPLACED = "a pause stands between two services"
+
 # The kernel draws source ports at random from some 28,000, so that even a second try is rare. Where it has next to
 # none to draw from, a knock from an old port is still better than none.
 PORT_TRIES = 64
@@ -38,6 +43,9 @@ Endpoint = tuple[str, int] | tuple[str, int, int, int]
 
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _NUL = b"\0"
+
+_PAUSE = re.compile(r"([0-9]{1,9})(ms|s)")
+_DELAY = re.compile(r"([0-9]{1,9})(ms|s)?")
 
 # The SYN is on its way. Linux never says more at once; another kernel may know the answer, where it knocks at itself.
 _SYN_SENT = frozenset({0, errno.EINPROGRESS, errno.ECONNREFUSED})
@@ -61,8 +69,7 @@ class ServicesError(LogknockError):
     """Words that are no services; `lines` has one line for each of them."""
 
     def __init__(self, lines: Sequence[str]) -> None:
-        hint = "a service is written 7000/tcp or 7000/udp; 7000 is short for 7000/tcp"
-        super().__init__("; ".join(lines), hint, USAGE)
+        super().__init__("; ".join(lines), SERVICE_HINT, USAGE)
         self.lines = tuple(lines)
 
     def report(self) -> list[str]:
@@ -70,24 +77,70 @@ class ServicesError(LogknockError):
         return [*(f"logknock: {line}" for line in self.lines), f"hint: {self.hint}"]
 
 
-def parse_services(words: Sequence[str]) -> tuple[Service, ...]:
-    """`7000/tcp`, `7000/UDP`, `7000` (which is TCP) and knockd's `7000:udp` as services; every bad word is reported."""
-    services: list[Service] = []
-    lines: list[str] = []
-    for word in words:
+class Knock(NamedTuple):
+    """A service to knock at, and how long to wait before that (seconds; None: as long as between all knocks)."""
+
+    service: Service
+    wait: float | None = None
+
+
+def parse_knocks(words: Sequence[str], protocol: str = "tcp") -> tuple[Knock, ...]:
+    """Services, and pauses between them, as knocks; `protocol` is that of services without one.
+
+    Raises ServicesError, which reports every bad word.
+    """
+    items: list[Service | float | None] = []
+    lines: dict[int, str] = {}
+    for at, word in enumerate(words):
         try:
-            services.append(_parse_service(word))
+            items.append(parse_word(word, protocol))
         except ValueError as error:
-            lines.append(str(error))
+            items.append(None)
+            lines[at] = str(error)
+    lines.update((at, f"{words[at]!r}: {MISPLACED}") for at in misplaced(items))
     if lines:
-        raise ServicesError(lines)
-    return tuple(services)
+        raise ServicesError([lines[at] for at in sorted(lines)])
+    return arrange(items)
 
 
-def _parse_service(word: str) -> Service:
+def parse_word(word: str, protocol: str = "tcp") -> Service | float:
+    """`7000/tcp`, `7000/UDP`, `7000` and knockd's `7000:udp` as a service, `2s` and `500ms` as a pause in seconds.
+
+    Raises ValueError in words for the operator.
+    """
+    if not (pause := _PAUSE.fullmatch(word)):
+        return _parse_service(word, protocol)
+    seconds = _seconds(pause)
+    if seconds > MAX_DELAY:
+        raise ValueError(f"{word!r}: a pause is {MAX_DELAY:g}s at most")
+    return seconds
+
+
+def misplaced(items: Sequence[Service | float | None]) -> list[int]:
+    """Where a pause stands that is not between two services; None is a word that could not be read."""
+    last = len(items) - 1
+    return [
+        at
+        for at, item in enumerate(items)
+        if isinstance(item, float)
+        and (at in (0, last) or isinstance(items[at - 1], float) or isinstance(items[at + 1], float))
+    ]
+
+
+def arrange(items: Sequence[Service | float | None]) -> tuple[Knock, ...]:
+    """The services as knocks, each with the pause that stands before it."""
+    before = [None, *items]
+    return tuple(
+        Knock(item, pause if isinstance(pause, float) else None)
+        for pause, item in zip(before, items, strict=False)
+        if isinstance(item, Service)
+    )
+
+
+def _parse_service(word: str, default: str) -> Service:
     digits, *rest = re.split("[/:]", word, maxsplit=1)
     port = parse_port(digits, word)
-    protocol = rest[0] if rest else "tcp"
+    protocol = rest[0] if rest else default
     if protocol.lower() not in _PROTOCOLS:
         raise ValueError(f"{word!r}: the protocol is tcp or udp, not {protocol!r}")
     return Service(_PROTOCOLS[protocol.lower()], port)
@@ -95,13 +148,30 @@ def _parse_service(word: str) -> Service:
 
 def parse_delay(text: str) -> float:
     """Seconds, from `200` (milliseconds, as knockd's client has it), `200ms` or `1s`; raises ValueError."""
-    match = re.fullmatch(r"([0-9]{1,9})(ms|s)?", text)
-    seconds = int(match[1]) / (1 if match[2] == "s" else 1000) if match else None
+    match = _DELAY.fullmatch(text)
+    seconds = _seconds(match) if match else None
     if seconds is None or seconds > MAX_DELAY:
         raise ValueError(
             f"{text!r} is no delay: write 200 or 200ms for milliseconds, 1s for seconds, {MAX_DELAY:g}s at most"
         )
     return seconds
+
+
+def _seconds(written: re.Match[str]) -> float:
+    return int(written[1]) / (1 if written[2] == "s" else 1000)
+
+
+def parse_hosts(text: str) -> tuple[str, ...]:
+    """`a.example,192.0.2.1,[2001:db8::1]` as hosts, without the brackets that an IPv6 address may stand in.
+
+    An IPv6 address has no comma in it, so that it needs no brackets here. Raises ValueError for a host that is empty.
+    """
+    hosts = tuple(re.sub(r"\A\[([^\[\]]*)\]\Z", r"\1", host) for host in text.split(","))
+    if not all(hosts):
+        raise ValueError(f"{text!r}: a host is missing, where hosts are written one,two")
+    if len(hosts) > MAX_HOSTS:
+        raise ValueError(f"{len(hosts)} hosts are named, and {MAX_HOSTS} are the most")
+    return hosts
 
 
 @dataclass(frozen=True, slots=True)
@@ -203,18 +273,23 @@ def _send_syn(knocking: socket.socket, endpoint: Endpoint) -> None:
 
 def knock(
     address: Address,
-    services: Sequence[Service],
+    knocks: Sequence[Knock],
     delay: float = DELAY,
     told: Callable[[int, Service], object] = lambda number, service: None,
+    used: dict[Service, set[int]] | None = None,
 ) -> None:
-    """Send these knocks, `delay` seconds apart; `told` hears of each one sent, by its number from 1."""
-    used: defaultdict[Service, set[int]] = defaultdict(set)
-    for number, service in enumerate(services, 1):
+    """Send these knocks, `delay` seconds apart; `told` hears of each one sent, by its number from 1.
+
+    `used` has the source ports of knocks that were sent to the address before, and takes up those of these.
+    """
+    used = {} if used is None else used
+    for number, (service, wait) in enumerate(knocks, 1):
         if number > 1:
-            time.sleep(delay)
+            time.sleep(delay if wait is None else wait)
         try:
-            used[service].add(send(address, service, used[service]))
+            ports = used.setdefault(service, set())
+            ports.add(send(address, service, ports))
         except OSError as error:
-            message = f"knock {number} of {len(services)} ({service}) could not be sent: {error.strerror}"
+            message = f"knock {number} of {len(knocks)} ({service}) could not be sent: {error.strerror}"
             raise LogknockError(message, _HINTS.get(error.errno or 0, "").format(address=address)) from error
         told(number, service)

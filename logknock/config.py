@@ -5,20 +5,18 @@ Rule 2: the files may say anything: load() answers with a Config or a ConfigErro
 """
 
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
-from difflib import get_close_matches
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from math import factorial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from . import config_values as values
-from .config_values import Network, PortRange, WrongError, parse_duration
+from .config_values import Network, PortRange, parse_duration
 from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
 from .packet import UDP
-from .toml_files import MAX_BYTES, MINIMAL, ConfigError, Note, Problem, Report, printable, read_files, short
-from .toml_lines import KeyPath
+from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, printable, read_files
+from .toml_tables import Table
 
 # What other rooms and their users need to load a configuration and to report what is wrong with it.
 __all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "load", "parse_duration", "printable"]
@@ -84,7 +82,7 @@ class Config:
 def load(path: Path) -> Config:
     """Read the file and its neighbours conf.d/*.toml; raises ConfigError with every problem."""
     report = Report()
-    log, firewall, paths = (_Table((name,), path, report) for name in ("log", "firewall", "paths"))
+    log, firewall, paths = (Table((name,), path, report) for name in ("log", "firewall", "paths"))
     tables = _sort_in(read_files(path, report), {"log": log, "firewall": firewall, "paths": paths}, report)
     doors = [(_door(table), table) for table in tables]
     config = Config(
@@ -114,95 +112,20 @@ def load(path: Path) -> Config:
 # ---- tables
 
 
-class _Table:
-    """A table as it is written: keys are asked for one by one, and a key that nobody asks for is unknown."""
-
-    def __init__(self, name: KeyPath, home: Path, report: Report) -> None:
-        self.name = name
-        self.wrong: set[str] = set()  # keys with an error
-        self._home = home
-        self._report = report
-        self._written: dict[str, tuple[Path, object]] = {}
-        self._known: list[str] = []
-
-    def add(self, file: Path, data: dict[str, Any]) -> None:
-        """Take in what a file says; what it says again replaces what was there."""
-        self._written.update((key, (file, value)) for key, value in data.items())
-
-    def has(self, key: str) -> bool:
-        return key in self._written
-
-    def read(self, key: str, parse: Callable[[object], _T], default: _T) -> _T:
-        """The key's value; the default where it is not written or wrong."""
-        self._known.append(key)
-        if key not in self._written:
-            return default
-        value = self._try(key, parse, self._written[key][1])
-        return default if value is None else value
-
-    def read_list(
-        self, key: str, parse: Callable[[object], _T], *, repeats: bool = True, most: int = MAX_BYTES
-    ) -> tuple[_T, ...]:
-        """The key's elements, without the wrong ones; `repeats` says whether one may stand there twice."""
-        elements: list[Any] = self.read(key, values.elements, [])
-        if len(elements) > most:
-            self.error(key, f"has {len(elements)} elements, and {most} are the most")
-        found: list[_T] = []
-        seen: set[_T] = set()
-        for at, element in enumerate(elements):
-            value = self._try(key, parse, element, at)
-            if value is None:
-                continue
-            if value in seen and not repeats:
-                self.error(key, f"{value} is named twice", item=at)
-            seen.add(value)
-            found.append(value)
-        return tuple(found)
-
-    def finish(self) -> None:
-        """Note the keys that nobody asked for."""
-        for key in self._written:
-            if key not in self._known:
-                alike = get_close_matches(key, self._known, n=1)
-                hint = f"did you mean {alike[0]}?" if alike else f"known here: {', '.join(self._known)}"
-                self.error(key, "unknown key", hint)
-
-    def error(self, key: str, message: str, hint: str = "", *, item: int | None = None) -> None:
-        """Note an error at the key, at its element `item`, or at the table itself where the key is empty."""
-        self.wrong.add(key)
-        self._report.errors.append(self._note(key, message, hint, item))
-
-    def warn(self, key: str, message: str, hint: str, *, item: int | None = None) -> None:
-        """Note a warning there."""
-        self._report.warnings.append(self._note(key, message, hint, item))
-
-    def _try(self, key: str, parse: Callable[[object], _T], value: object, item: int | None = None) -> _T | None:
-        try:
-            return parse(value)
-        except ValueError as error:
-            self.error(key, str(error), error.hint if isinstance(error, WrongError) else "", item=item)
-            return None
-
-    def _note(self, key: str, message: str, hint: str, item: int | None) -> Note:
-        file = self._written[key][0] if key in self._written else self._home
-        path = (*self.name, *((key,) if key else ()), *(() if item is None else (item,)))
-        return Note(file, path, short(message), short(hint))
-
-
-def _sort_in(files: list[tuple[Path, dict[str, Any]]], merged: dict[str, _Table], report: Report) -> list[_Table]:
+def _sort_in(files: list[tuple[Path, dict[str, Any]]], merged: dict[str, Table], report: Report) -> list[Table]:
     """Fill the tables that files share, and give back a table for each door; a door has all its keys in one file."""
-    tables: list[_Table] = []
+    tables: list[Table] = []
     home: dict[str, Path] = {}
     for file, data in files:
-        top = _Table((), file, report)
+        top = Table((), file, report)
         top.add(file, data)
         for name, table in merged.items():
             table.add(file, top.read(name, values.table(f"[{name}]"), {}))
-        doors = _Table(("doors",), file, report)
+        doors = Table(("doors",), file, report)
         written: dict[str, Any] = top.read("doors", values.table("[doors.NAME]"), {})
         doors.add(file, written)
         for name in written:
-            table = _Table(("doors", name), file, report)
+            table = Table(("doors", name), file, report)
             table.add(file, doors.read(name, values.table("[doors.NAME]"), {}))
             if name in doors.wrong:
                 continue
@@ -218,7 +141,7 @@ _DOOR = Door("", ())  # for its defaults
 _FIREWALL = Firewall()
 
 
-def _door(table: _Table) -> Door:
+def _door(table: Table) -> Door:
     door = Door(
         name=str(table.name[-1]),
         sequence=table.read_list("sequence", values.service, most=MAX_SEQUENCE),
@@ -243,13 +166,13 @@ def _door(table: _Table) -> Door:
     return door
 
 
-def _variant(key: str, table: _Table) -> tuple[str, ...] | None:
+def _variant(key: str, table: Table) -> tuple[str, ...] | None:
     """A command that stands for another; None where the other counts."""
     command = table.read_list(key, values.argument)
     return command if table.has(key) else None
 
 
-def _check_door(door: Door, table: _Table) -> None:
+def _check_door(door: Door, table: Table) -> None:
     """What a door's own table shows of it."""
     if not values.NAME.fullmatch(door.name):
         table.error(
@@ -280,13 +203,13 @@ def _check_door(door: Door, table: _Table) -> None:
         table.warn("timeout", message, "it limits new connections only, established ones live on")
 
 
-def _check_command(key: str, command: tuple[str, ...] | None, table: _Table) -> None:
+def _check_command(key: str, command: tuple[str, ...] | None, table: Table) -> None:
     if command and key not in table.wrong and (not command[0].startswith("/") or "{src}" in command[0]):
         hint = "its arguments follow, an element each: no shell splits or expands anything"
         table.error(key, f"{command[0]!r} is no absolute path of a program", hint, item=0)
 
 
-def _firewall(table: _Table) -> Firewall:
+def _firewall(table: Table) -> Firewall:
     trusted = table.read_list("trusted", values.network)
     for at, network in enumerate(trusted):
         if not network.prefixlen:
@@ -305,7 +228,7 @@ def _firewall(table: _Table) -> Firewall:
 
 # ---- doors beside doors
 
-_Doors = list[tuple[Door, _Table]]
+_Doors = list[tuple[Door, Table]]
 
 
 def _check_together(path: Path, doors: _Doors, report: Report) -> None:
@@ -326,7 +249,7 @@ def _check_together(path: Path, doors: _Doors, report: Report) -> None:
                 table.error("closes", f"there is no door {name!r}", f"the doors are: {shown}")
 
 
-def _warn_of_scans(traps: int, firewall: _Table, doors: _Doors) -> None:
+def _warn_of_scans(traps: int, firewall: Table, doors: _Doors) -> None:
     """What a port scan can open: with traps, sequences of one or two knocks; without, every sequence sometimes (T3)."""
     lengths = [len(door.sequence) for door, _ in doors if len(door.sequence) > 1]
     if lengths and not traps:
@@ -360,7 +283,7 @@ def _signature(flags: TcpFlags | None, knocks: tuple[Service, ...]) -> _Signatur
 
 def _warn_of_overlaps(doors: _Doors) -> None:
     """Sequences that are the same as another's, or part of it: one who knocks the other's completes both."""
-    first: dict[_Signature, tuple[Door, _Table]] = {}
+    first: dict[_Signature, tuple[Door, Table]] = {}
     for door, table in doors:
         if not door.sequence:
             continue

@@ -89,7 +89,9 @@ class Note(NamedTuple):
 class Report:
     """What was found so far. Lines are looked up at the end, in the files that need it."""
 
-    def __init__(self) -> None:
+    def __init__(self, option: str = "-c", minimal: str = MINIMAL) -> None:
+        self.option = option  # what names another file
+        self.minimal = minimal  # what a hint shows to one who has no file yet
         self.texts: dict[Path, str] = {}  # what each file says, in the order of reading
         self.errors: list[Note] = []
         self.warnings: list[Note] = []
@@ -143,7 +145,7 @@ def _key_text(path: KeyPath) -> str:
 
 def read_files(path: Path, report: Report) -> list[tuple[Path, dict[str, Any]]]:
     """What the file and its neighbours conf.d/*.toml say, in the order in which they count."""
-    files = [(path, _read_file(path, report))]
+    files = [(path, read_file(path, report))]
     if path not in report.texts:  # not even opened: what is beside it does not matter
         return []
     folder = path.parent / "conf.d"
@@ -152,7 +154,7 @@ def read_files(path: Path, report: Report) -> list[tuple[Path, dict[str, Any]]]:
             if _is_ours(os.fstat(descriptor), folder, report):
                 for name in sorted(os.listdir(descriptor)):
                     if name.endswith(".toml") and not name.startswith("."):
-                        files.append((folder / name, _read_file(folder / name, report, descriptor)))
+                        files.append((folder / name, read_file(folder / name, report, descriptor)))
     except FileNotFoundError:
         pass  # it need not exist
     except OSError as error:
@@ -169,7 +171,7 @@ def _opened(path: Path | str, flags: int = 0, folder: int | None = None) -> Iter
         os.close(descriptor)
 
 
-def _read_file(path: Path, report: Report, folder: int | None = None) -> dict[str, Any] | None:
+def read_file(path: Path, report: Report, folder: int | None = None) -> dict[str, Any] | None:
     """What the file says (found by its name in `folder`, where that is given); None, and a note, if nothing counts."""
     try:
         with _opened(path if folder is None else path.name, folder=folder) as descriptor:
@@ -191,13 +193,14 @@ def _read_file(path: Path, report: Report, folder: int | None = None) -> dict[st
 
 def _cannot_read(path: Path, error: OSError, report: Report) -> None:
     if isinstance(error, FileNotFoundError):
-        hint = f"write it, or name another file with -c FILE; a minimal one: {MINIMAL}"
+        hint = f"write it, or name another file with {report.option} FILE; a minimal one: {report.minimal}"
         report.unread(path, "does not exist", hint)
     elif isinstance(error, PermissionError):
         report.exit_code = NO_PERMISSION
         report.unread(path, "cannot be read: permission denied", "run this as root, or as the file's owner")
     else:
-        report.unread(path, f"cannot be read: {error.strerror}", "name a file that can be read with -c FILE")
+        hint = f"name a file that can be read with {report.option} FILE"
+        report.unread(path, f"cannot be read: {error.strerror}", hint)
 
 
 def _is_ours(status: os.stat_result, path: Path, report: Report) -> bool:
@@ -210,7 +213,7 @@ def _is_ours(status: os.stat_result, path: Path, report: Report) -> bool:
     foreign = status.st_uid not in (0, os.geteuid())
     if foreign:
         message = f"belongs to another user (uid {status.st_uid})"
-        report.errors.append(Note(path, (), message, f"chown root {quote(str(path))}"))
+        report.errors.append(Note(path, (), message, f"chown {os.geteuid() or 'root'} {quote(str(path))}"))
     if foreign or status.st_mode & sum(_WRITE):
         report.complete = False
         return False
@@ -219,7 +222,7 @@ def _is_ours(status: os.stat_result, path: Path, report: Report) -> bool:
 
 def _parsed(data: bytes, path: Path, report: Report) -> dict[str, Any] | None:
     if len(data) > MAX_BYTES:
-        report.unread(path, f"is larger than {MAX_BYTES >> 20} MiB", "a thousand doors take a tenth of that")
+        report.unread(path, f"is larger than {MAX_BYTES >> 20} MiB", "a thousand tables take a tenth of that")
         return None
     try:
         text = data.decode()

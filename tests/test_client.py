@@ -3,13 +3,24 @@
 Nothing here asks a name server: every host is written as an address, or is no host name at all.
 """
 
+import re
 import socket
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logknock.client import MAX_DELAY, Address, ServicesError, parse_delay, parse_services, resolve
+from logknock.client import (
+    MAX_DELAY,
+    MAX_HOSTS,
+    Address,
+    Knock,
+    ServicesError,
+    parse_delay,
+    parse_hosts,
+    parse_knocks,
+    resolve,
+)
 from logknock.errors import FAILURE, USAGE, LogknockError
 from logknock.knock import Service
 from logknock.packet import TCP, UDP
@@ -30,12 +41,12 @@ from logknock.packet import TCP, UDP
     ],
 )
 def test_a_service_is_read_in_every_way_it_is_written(word: str, service: Service) -> None:
-    assert parse_services([word]) == (service,)
+    assert parse_knocks([word]) == (Knock(service),)
 
 
 def test_services_keep_their_order_and_their_repetitions() -> None:
     words = ["9000/udp", "7000", "7000", "8000:tcp"]
-    assert [str(service) for service in parse_services(words)] == ["9000/udp", "7000/tcp", "7000/tcp", "8000/tcp"]
+    assert [str(knock.service) for knock in parse_knocks(words)] == ["9000/udp", "7000/tcp", "7000/tcp", "8000/tcp"]
 
 
 # Each with what its line must name.
@@ -66,14 +77,14 @@ BAD_WORDS = {
 @pytest.mark.parametrize(("word", "named"), [pytest.param(*item, id=ascii(item[0])[:20]) for item in BAD_WORDS.items()])
 def test_what_is_no_service_is_named_in_the_error(word: str, named: str) -> None:
     with pytest.raises(ServicesError) as raised:
-        parse_services([word])
+        parse_knocks([word])
     assert named in raised.value.message
 
 
 def test_all_bad_services_are_reported_at_once_as_a_usage_error_with_a_hint() -> None:
     bad = list(BAD_WORDS)
     with pytest.raises(ServicesError) as raised:
-        parse_services(["7000/tcp", *bad, "8000"])
+        parse_knocks(["7000/tcp", *bad, "8000"])
     error = raised.value
     assert len(error.lines) == len(bad)
     for word, line in zip(bad, error.lines, strict=True):
@@ -86,33 +97,101 @@ def test_all_bad_services_are_reported_at_once_as_a_usage_error_with_a_hint() ->
 
 
 # Words that are nearly services find more than text of every kind does, which is why there are both.
-nearly_services = st.from_regex(r"\A[-+ ]?[0-9]{0,6}[ x]?([/:]([tT][cC][pP]|udp|UDP|sctp|))?\Z")
+nearly_services = st.from_regex(r"\A[-+ ]?[0-9]{0,6}[ x]?([/:]([tT][cC][pP]|udp|UDP|sctp|)|ms|s)?\Z")
 words = st.lists(st.text() | nearly_services, max_size=8)
 
 
-def is_service(word: str) -> bool:
+def may_stand(these: list[str], at: int) -> bool:
+    """Whether the word is right where it stands, whatever is wrong with the others."""
+    if not is_pause(these[at]):
+        return reads(these[at])
+    neighbours = [these[near] for near in (at - 1, at + 1) if 0 <= near < len(these)]
+    return reads("1", these[at], "2") and len(neighbours) == 2 and not any(map(is_good_pause, neighbours))
+
+
+def reads(*these: str) -> bool:
     try:
-        parse_services([word])
+        parse_knocks(these)
     except ServicesError:
         return False
     return True
 
 
+def is_pause(word: str) -> bool:
+    return re.fullmatch(r"[0-9]{1,9}(ms|s)", word) is not None
+
+
+def is_good_pause(word: str) -> bool:
+    return is_pause(word) and reads("1", word, "2")
+
+
 @given(words)
 def test_any_words_are_services_or_a_clear_error(these: list[str]) -> None:
-    bad = [word for word in these if not is_service(word)]
+    bad = [at for at in range(len(these)) if not may_stand(these, at)]
     if bad:
         with pytest.raises(ServicesError) as raised:
-            parse_services(these)
+            parse_knocks(these)
         assert len(raised.value.lines) == len(bad)
         assert all(raised.value.lines)
         assert raised.value.message.isprintable()  # one line, and nothing in it that a terminal would obey
         return
-    services = parse_services(these)
-    assert len(services) == len(these)
-    for service in services:
+    knocks = parse_knocks(these)
+    assert len(knocks) + sum(knock.wait is not None for knock in knocks) == len(these)
+    for service, wait in knocks:
         assert 1 <= service.port <= 65535
-        assert parse_services([str(service)]) == (service,)
+        assert parse_knocks([str(service)]) == (Knock(service),)
+        assert wait is None or 0 <= wait <= MAX_DELAY
+
+
+def test_services_without_a_protocol_are_what_u_makes_them() -> None:
+    found = parse_knocks(["7000", "8000/tcp", "9000:tcp", "6000/udp"], "udp")
+    assert [str(knock.service) for knock in found] == ["7000/udp", "8000/tcp", "9000/tcp", "6000/udp"]
+
+
+def test_a_pause_stands_before_the_knock_that_follows_it() -> None:
+    found = parse_knocks(["7000", "2s", "8000", "9000", "500ms", "6000", "0s", "5000"])
+    assert [knock.wait for knock in found] == [None, 2.0, None, 0.5, 0.0]
+
+
+@pytest.mark.parametrize(
+    ("these", "lines"),
+    [
+        pytest.param(["2s", "7000"], ["'2s': a pause stands between two services"], id="not_first"),
+        pytest.param(["7000", "2s"], ["'2s': a pause stands between two services"], id="not_last"),
+        pytest.param(["2s"], ["'2s': a pause stands between two services"], id="not_alone"),
+        pytest.param(
+            ["7000", "1s", "2ms", "8000"],
+            ["'1s': a pause stands between two services", "'2ms': a pause stands between two services"],
+            id="not_two_in_a_row",
+        ),
+        pytest.param(["7000", "61s", "8000"], ["'61s': a pause is 60s at most"], id="not_over_a_minute"),
+        pytest.param(["7000", "2m", "8000"], ["'2m' is no port number"], id="no_minutes"),
+        pytest.param(["7000", "2s", "abc", "3s", "8000"], ["'abc' is no port number"], id="a_bad_word_is_a_neighbour"),
+    ],
+)
+def test_a_pause_out_of_place_is_an_error(these: list[str], lines: list[str]) -> None:
+    with pytest.raises(ServicesError) as raised:
+        parse_knocks(these)
+    assert list(raised.value.lines) == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "hosts"),
+    [
+        pytest.param("one.example", ("one.example",), id="one"),
+        pytest.param("one.example,192.0.2.1,2001:db8::1", ("one.example", "192.0.2.1", "2001:db8::1"), id="three"),
+        pytest.param("[2001:db8::1],[fe80::1%eth0]", ("2001:db8::1", "fe80::1%eth0"), id="in_brackets"),
+        pytest.param("[2001:db8::1", ("[2001:db8::1",), id="half_a_bracket_is_for_the_resolver_to_refuse"),
+    ],
+)
+def test_hosts_are_separated_by_commas(text: str, hosts: tuple[str, ...]) -> None:
+    assert parse_hosts(text) == hosts
+
+
+@pytest.mark.parametrize("text", ["", ",", "a,", ",a", "a,,b", "[]", ",".join("a" * (MAX_HOSTS + 1))])
+def test_a_host_that_is_missing_or_too_much_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError, match=r"a host is missing|are the most"):
+        parse_hosts(text)
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ FAMILIES = pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 KNOCK_AND_STAY = """
 import sys
 from logknock import client
-client.knock(client.resolve(sys.argv[1]), client.parse_services(sys.argv[2:]), 0.02)
+client.knock(client.resolve(sys.argv[1]), client.parse_knocks(sys.argv[2:]), 0.02)
 print("sent", flush=True)
 sys.stdin.read()
 """
@@ -110,6 +110,22 @@ def test_knocks_come_in_order_and_never_closer_than_the_delay(
     times = [seen.packet.time for seen in knocks]
     # Not a bound on speed: however late a knock is, the next is as late. A hundredth is left for a clock being slewed.
     assert min(after - before for before, after in pairwise(times)) > delay * 0.99
+
+
+def test_a_pause_between_two_services_takes_the_delays_place(hosts: tuple[Host, Host], wire: Wire) -> None:
+    gateway, knocker = hosts
+    knocker.logknock("knock", "-d", "20", gateway.ipv4, "7000", "700ms", "8000", "9000")
+    first, second, third = (seen.packet.time for seen in wire.knocks())
+    assert second - first > 0.69
+    assert third - second < second - first
+
+
+def test_knocks_own_options_work_all_together(hosts: tuple[Host, Host], wire: Wire) -> None:
+    gateway, knocker = hosts
+    told = knocker.logknock("knock", "-uv4", "-d", "20", gateway.ipv4, "7000", "8000:tcp", "9000:udp").stdout
+    assert [seen.service for seen in wire.knocks()] == ["7000/udp", "8000/tcp", "9000/udp"]
+    assert told.splitlines()[0] == "knock 1 of 3: 10.99.0.1 7000/udp"
+    assert knocker.logknock("knock", "-V").stdout.startswith("logknock ")
 
 
 def test_no_delay_at_all_is_allowed(hosts: tuple[Host, Host], wire: Wire) -> None:
@@ -309,7 +325,7 @@ from logknock import client, errors
 address = client.resolve(sys.argv[1])
 resource.setrlimit(resource.RLIMIT_NOFILE, (3, 3))
 try:
-    client.knock(address, client.parse_services(["7000"]))
+    client.knock(address, client.parse_knocks(["7000"]))
 except errors.LogknockError as error:
     print(*error.report(), sep="\\n")
 """
@@ -334,8 +350,23 @@ def test_ctrl_c_ends_the_run_between_two_knocks_without_a_traceback(hosts: tuple
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        pytest.param([], ["Missing argument 'HOST'"], id="no_host"),
-        pytest.param(["10.99.0.1"], ["Missing argument 'SERVICE...'"], id="no_service"),
+        pytest.param([], ["Missing argument '{HOST"], id="no_host"),
+        pytest.param(["10.99.0.1"], ["'10.99.0.1' is no PROFILE", "no SERVICE"], id="no_service"),
+        pytest.param(["7000"], ["'7000' is a service", "HOST"], id="one_service_without_a_host"),
+        pytest.param(["a,,b", "7000"], ["'a,,b': a host is missing"], id="a_host_missing_between_two"),
+        pytest.param(["10.99.0.1", "2s", "7000"], ["'2s': a pause stands between"], id="a_pause_first"),
+        pytest.param(["10.99.0.1", "7000", "61s", "8000"], ["a pause is 60s at most"], id="a_pause_too_long"),
+        pytest.param(["--verify", "53/udp", "10.99.0.1", "7000"], ["53/udp cannot be verified"], id="udp_verified"),
+        pytest.param(["--verify", "ssh", "10.99.0.1", "7000"], ["'ssh' is no port number"], id="a_name_verified"),
+        pytest.param(["--verify", "2s", "10.99.0.1", "7000"], ["'2s' is no service"], id="a_pause_verified"),
+        pytest.param(["--tries", "3", "10.99.0.1", "7000"], ["without --verify"], id="tries_of_nothing"),
+        pytest.param(["--verify", "22", "--tries", "0", "10.99.0.1", "7000"], ["1<=x<=10"], id="no_try"),
+        pytest.param(["--verify", "22", "--tries", "11", "10.99.0.1", "7000"], ["1<=x<=10"], id="too_many_tries"),
+        pytest.param(["--timeout", "61s", "10.99.0.1", "7000"], ["'61s' is no delay"], id="a_timeout_too_long"),
+        pytest.param(
+            ["--timeout", "99ms", "10.99.0.1", "7000"], ["out of range (100ms-60s)"], id="a_timeout_too_short"
+        ),
+        pytest.param(["--again", "10.99.0.1", "7000"], ["--again is for a PROFILE"], id="again_at_a_host"),
         pytest.param(["7000/tcp", "8000"], ["'7000/tcp' is a service", "HOST"], id="services_without_a_host"),
         pytest.param(["-4", "-6", "10.99.0.1", "7000"], ["-4 and -6 exclude each other"], id="both_families"),
         pytest.param(["-d", "2m", "10.99.0.1", "7000"], ["'2m' is no delay"], id="a_delay_that_is_none"),

@@ -1,0 +1,31 @@
+"""`logknock-client`: the commands of a machine that only knocks, and no more of the program than they need.
+
+Rule: what is imported here and by these commands is the standard library, click, and the client's own modules.
+"""
+
+from typing import ClassVar
+
+import click
+
+from .. import __version__
+from . import _Commands
+from . import main as run
+
+
+class _ClientCommands(_Commands):
+    files: ClassVar = {"knock": "knock", "proxy": "proxy"}
+
+
+@click.group(
+    cls=_ClientCommands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    epilog="Example: logknock-client knock host.example 7000/tcp 8000/tcp 9000/udp",
+)
+@click.version_option(__version__, "-V", "--version", message="logknock %(version)s")
+def client() -> None:
+    """Knock at doors, and go through them."""
+
+
+def main() -> None:
+    """Run the command line and exit: 0, or the code that fits (see errors.py)."""
+    run(client)

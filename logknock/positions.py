@@ -1,0 +1,303 @@
+"""How far a client has used its files of one-time sequences.
+
+Rule 1: who uses a file has a lock on its position until it is known what became of the knock, so that two at once never
+send the same sequence. Rule 2: nothing is sent before the new position is on the disk, under another name; behind the
+last knock, a rename makes it count. So a sequence of which a part was sent is sent again, and with a full disk nothing
+is. Rule 3: a position is one small file of JSON, for each file of sequences, that a person can read and correct.
+
+A knock may be lost on the way, and then the server is still where it was. Where nothing answered behind the door, the
+position says so (`unanswered`): whoever comes next, and waits for an answer, sends the same sequence first, and goes on
+to the following one only if that is not answered either. The following one is remembered only once it is answered.
+An answer may also have come through a door that was open still, after a knock that was lost. So a run whose sequence is
+not answered at two tries sends the one before it at the third, and where that is answered, goes back to it.
+"""
+
+import fcntl
+import json
+import os
+import stat
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from hashlib import sha256
+from pathlib import Path
+from shlex import quote
+from typing import NamedTuple
+
+from .client import Knock
+from .errors import FAILURE, NO_PERMISSION, LogknockError
+from .knock import Service
+from .onetime import Place
+from .onetime_files import find_next, fits, survey
+
+# When so many are left, it is time to make more.
+FEW = 10
+
+# At which try a run goes back to the sequence before its own.
+_BACK_TRY = 3
+
+# How long another run may have the file. The longest that makes sense, ten tries of a few seconds, is over by then.
+LOCK_LIMIT = 120.0
+_LOCK_POLL = 0.05
+
+# A position takes some hundred bytes.
+_MAX_BYTES = 65_536
+
+_NOTHING_SENT = "nothing was sent, since the position could not have been kept: a sequence is never to be sent twice"
+
+Warn = Callable[[str], object]
+
+
+class _Record(NamedTuple):
+    place: Place = Place()
+    unanswered: bool = False
+
+
+def state_folder() -> Path:
+    """`$XDG_STATE_HOME/logknock`, by default `~/.local/state/logknock`; raises LogknockError where there is no home."""
+    base = os.environ.get("XDG_STATE_HOME", "")
+    if not os.path.isabs(base):  # which the specification says to ignore
+        base = os.path.expanduser("~/.local/state")
+    if not os.path.isabs(base):
+        raise LogknockError("there is no home directory to keep positions in", "set HOME or XDG_STATE_HOME")
+    return Path(base, "logknock")
+
+
+@contextmanager
+def use(path: Path, warn: Warn, *, verify: bool = False, again: bool = False) -> Iterator["Position"]:
+    """The position in this file of sequences, locked until the block ends; a supply of knocks for one run.
+
+    `verify` says that the run waits for an answer, `again` that the sequence used last is to be sent once more.
+    `warn` hears what is no reason to stop. Raises LogknockError where the position cannot be read or kept.
+    """
+    real = Path(os.path.realpath(path))
+    folder = state_folder()
+    name = f"onetime-{sha256(os.fsencode(real)).hexdigest()[:16]}"
+    with _lock(folder, folder / f"{name}.lock", path):
+        file = _File(folder / f"{name}.json", real)
+        try:
+            yield Position(path, file, warn, verify=verify, again=again)
+        finally:
+            file.discard()
+
+
+class Position:
+    """The supply of a run that uses a file of one-time sequences; see runs.Supply."""
+
+    def __init__(self, path: Path, file: "_File", warn: Warn, *, verify: bool, again: bool) -> None:
+        self._path = path
+        self._file = file
+        self._warn = warn
+        self._verify = verify
+        self._again = again
+        self._kept = file.read()
+        self._next: _Record | None = None  # what follows, once it has been looked for
+        self._now = self._kept  # what was taken last
+        self._tries = 0
+        self._heard = False
+
+    def take(self) -> tuple[Knock, ...]:
+        """The knocks of the next try; which ones, the head of this file says."""
+        self._tries += 1
+        if not self._heard:
+            self._now = self._kept if self._repeats() else self._following()
+        return tuple(Knock(service) for service in self._now.place.last)
+
+    def sent(self) -> None:
+        """What was taken has been sent: from now on it counts as used, unless only an answer makes it so."""
+        if self._now is not self._kept and not (self._verify and self._kept.unanswered):
+            self._file.commit()
+
+    def answered(self) -> None:
+        """What was taken was heard."""
+        first, self._heard = not self._heard, True
+        if not first or (self._now is self._kept and self._next is None and not self._kept.unanswered):
+            return
+        try:
+            self._file.prepare(self._now._replace(unanswered=False))
+            self._file.commit()
+        except LogknockError as error:  # too late to undo anything: the next run sends this sequence first, in vain
+            self._warn(error.message)
+
+    def _repeats(self) -> bool:
+        if self._again and not self._kept.place.last:
+            raise LogknockError(f"{self._path}: no sequence has been used yet", "leave --again out")
+        if self._again or not self._kept.place.last:
+            return self._again
+        return self._verify and self._tries == (1 if self._kept.unanswered else _BACK_TRY)
+
+    def _following(self) -> _Record:
+        if self._next is None:
+            place = self._find(self._start())
+            if place is None:
+                hint = "make a new file (logknock onetime generate) and put it in place here and on the host"
+                raise LogknockError(f"{self._path}: no sequence is left", hint)
+            self._next = _Record(place, self._verify)
+            self._file.prepare(self._next)
+            self._warn_if_few(place)
+        return self._next
+
+    def _start(self) -> Place:
+        """Where to look for the next one; a file that was edited may have the sequence used last elsewhere."""
+        place = self._kept.place
+        if fits(self._path, place):
+            return place
+        *_, found = survey(self._path, place, place.last)
+        if found.found is None:
+            message = (
+                f"{self._path}: the sequence used last, {_text(place)} on line {place.line}, is not there any more"
+            )
+            hint = (
+                f"for a new file, begin at its first line: rm {quote(str(self._file.path))}; else put the old one back"
+            )
+            raise LogknockError(message, hint)
+        self._warn(f"{self._path} was edited: the sequence used last is on line {found.found.line} now")
+        return found.found
+
+    def _find(self, place: Place, *, quiet: bool = False) -> Place | None:
+        """The place behind the next sequence, if there is one."""
+        while True:
+            found = find_next(self._path, place)
+            for problem in () if quiet else found.problems:
+                self._warn(f"{self._path}: {problem}: passed over")
+            if found.sequence is not None:
+                return found.place
+            if found.ended:
+                return None
+            place = found.place
+
+    def _warn_if_few(self, place: Place) -> None:
+        left = 0
+        while left < FEW and (after := self._find(place, quiet=True)):
+            left, place = left + 1, after
+        if left < FEW:
+            self._warn(
+                f"{self._path}: {left or 'no'} {'sequence is' if left == 1 else 'sequences are'} left after this"
+            )
+
+
+def _text(place: Place) -> str:
+    return ",".join(map(str, place.last))
+
+
+# ---- on the disk
+
+
+class _File:
+    """The file of a position: read, then written in two steps, of which the second cannot run out of space."""
+
+    def __init__(self, path: Path, sequences: Path) -> None:
+        self.path = path
+        self._sequences = sequences
+        self._new = path.with_suffix(".new")
+        self._prepared = False
+
+    def read(self) -> _Record:
+        """What was kept; the beginning of the file where nothing was."""
+        try:
+            descriptor = os.open(self.path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+            with open(descriptor, "rb") as stream:
+                _refuse_foreign(os.fstat(descriptor), self.path)
+                return _parse(stream.read(_MAX_BYTES))
+        except FileNotFoundError:
+            return _Record()
+        except OSError as error:
+            raise _cannot("read", self.path, error) from None
+        except (ValueError, RecursionError):
+            hint = f"correct it, or begin again with the first sequence: rm {quote(str(self.path))}"
+            raise LogknockError(f"{self.path} holds no position in {self._sequences}", hint) from None
+
+    def prepare(self, record: _Record) -> None:
+        """Write the record under another name, so that it is on the disk."""
+        data = {
+            "file": os.fsencode(self._sequences).decode(errors="replace"),
+            "line": record.place.line,
+            "offset": record.place.offset,
+            "last": [str(service) for service in record.place.last],
+            "unanswered": record.unanswered,
+        }
+        try:
+            with suppress(FileNotFoundError):
+                self._new.unlink()
+            descriptor = os.open(self._new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+            with open(descriptor, "w", encoding="utf-8") as stream:
+                stream.write(json.dumps(data, indent=2) + "\n")
+                stream.flush()
+                os.fsync(descriptor)
+            self._prepared = True
+        except OSError as error:
+            raise _cannot("written", self._new, error) from None
+
+    def commit(self) -> None:
+        """Make what was prepared count; nothing where that was done."""
+        if not self._prepared:
+            return
+        try:
+            os.replace(self._new, self.path)
+            self._prepared = False
+            folder = os.open(self.path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+        except OSError as error:
+            message = f"{self.path} cannot be written: {error.strerror}"
+            raise LogknockError(message, "the knock was sent: the next one will be the same") from None
+
+    def discard(self) -> None:
+        """Leave nothing behind of what was prepared in vain."""
+        with suppress(OSError):
+            self._new.unlink()
+
+
+def _parse(data: bytes) -> _Record:
+    """The record that the JSON says; raises ValueError or RecursionError."""
+    match json.loads(data):
+        case {"line": int(line), "offset": int(offset), "last": [*words], "unanswered": bool(unanswered)}:
+            if line >= 0 and offset >= 0 and all(isinstance(word, str) for word in words):
+                return _Record(Place(line, offset, tuple(map(Service.parse, words))), unanswered)
+    raise ValueError
+
+
+@contextmanager
+def _lock(folder: Path, path: Path, sequences: Path) -> Iterator[None]:
+    """Have the lock; make its folder where it is not there."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        _refuse_foreign(os.stat(folder), folder)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    except OSError as error:
+        raise _cannot("written", path if folder.is_dir() else folder, error) from None
+    try:
+        _wait(descriptor, sequences)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait(descriptor: int, sequences: Path) -> None:
+    end = time.monotonic() + LOCK_LIMIT
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                message = f"{sequences}: another logknock has been using it for {LOCK_LIMIT:.0f} s"
+                raise LogknockError(message, "see `pgrep -a logknock`; nothing was sent") from None
+            time.sleep(_LOCK_POLL)
+        except OSError as error:
+            raise _cannot("locked", sequences, error) from None
+
+
+def _refuse_foreign(status: os.stat_result, path: Path) -> None:
+    """Whoever can write here decides what is sent next."""
+    if status.st_uid not in (0, os.geteuid()):
+        hint = f"chown {os.geteuid()} {quote(str(path))}, or name another directory in XDG_STATE_HOME"
+        raise LogknockError(f"{path} belongs to another user (uid {status.st_uid})", hint, NO_PERMISSION)
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise LogknockError(f"{path} can be written by others", f"chmod go-w {quote(str(path))}", NO_PERMISSION)
+
+
+def _cannot(done: str, path: Path, error: OSError) -> LogknockError:
+    code = NO_PERMISSION if isinstance(error, PermissionError) else FAILURE
+    return LogknockError(f"{path} cannot be {done}: {error.strerror}", _NOTHING_SENT, code)
