@@ -152,7 +152,7 @@ def _door(table: Table) -> Door:
         closes=table.read_list("closes", values.text("ssh"), repeats=False),
         timeout=table.read("timeout", values.duration("1s", "365d"), _DOOR.timeout),
         guard=table.read("guard", values.switch, _DOOR.guard),
-        onetime=tuple(map(str, table.read_list("onetime", values.path("/etc/logknock/onetime/anna"), repeats=False))),
+        onetime=tuple(map(str, table.read_list("onetime", values.path("/etc/logknock/onetime/laptop"), repeats=False))),
         target=frozenset(table.read_list("target", values.address)),
         cooldown=table.read("cooldown", values.duration("0s", "365d"), _DOOR.cooldown),
         allow_file=table.read("allow_file", values.file_name, _DOOR.allow_file),

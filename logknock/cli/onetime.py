@@ -26,7 +26,7 @@ MAX_COUNT = 10_000_000
 _SHOWN_FROM = 100_000
 
 
-@click.group(epilog="Example: logknock onetime generate /etc/logknock/onetime/alice")
+@click.group(epilog="Example: logknock onetime generate /etc/logknock/onetime/laptop")
 def onetime() -> None:
     """Make files of one-time sequences: each of them opens a door once."""
 
@@ -42,7 +42,7 @@ def _ranges(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]) 
 
 @onetime.command(
     "generate",
-    epilog="Example: logknock onetime generate /etc/logknock/onetime/alice --count 1000 --ports 20000-29999/udp",
+    epilog="Example: logknock onetime generate /etc/logknock/onetime/laptop --count 1000 --ports 20000-29999/udp",
 )
 @click.argument("path", metavar="FILE", type=click.Path(path_type=Path))
 @click.option("--count", type=click.IntRange(1, MAX_COUNT), default=100, show_default=True, help="How many sequences.")
