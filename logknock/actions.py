@@ -18,7 +18,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from .errors import NO_PERMISSION, LogknockError
+from .errors import NO_PERMISSION, LogknockError, printable
 from .knock import Door
 from .packet import address_text
 
@@ -202,7 +202,7 @@ class Runner:
             return
         job = heapq.heappop(self._ready)
         self._waiting -= 1
-        self._say(job.command, f"running command: {_printable(shlex.join(job.command.argv))}")
+        self._say(job.command, f"running command: {printable(shlex.join(job.command.argv))}")
         try:
             self._running.add(_Running(job, self._prefix, self._tell, self._on_end))
             self._idle.clear()
@@ -388,18 +388,11 @@ class _Output:
 
     def _take(self) -> list[str]:
         """The line held, and begin another; an empty one counts and is not worth telling."""
-        text = _printable(self._line.rstrip(b"\r").decode(errors="backslashreplace"))
+        text = printable(self._line.rstrip(b"\r").decode(errors="backslashreplace"))
         cut = f" ({self._cut} more bytes)" if self._cut else ""
         self._line, self._cut = b"", 0
         self._lines += 1
         return [text + cut] if text else []
-
-
-def _printable(text: str) -> str:
-    """The text with its control characters, and others that change how a terminal shows a line, as escapes."""
-    if text.isprintable():
-        return text
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _signal_name(number: int) -> str:

@@ -15,11 +15,11 @@ from . import config_values as values
 from .config_values import Network, PortRange, parse_duration
 from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
 from .packet import UDP
-from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, printable, read_files
+from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, read_files
 from .toml_tables import Table
 
 # What other rooms and their users need to load a configuration and to report what is wrong with it.
-__all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "load", "parse_duration", "printable"]
+__all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "load", "parse_duration"]
 
 # Traps are elements of a set and names in a log: more of them than a quarter of all ports tell nothing more of a scan.
 MAX_TRAPS = 16_384

@@ -35,3 +35,10 @@ class FirewallError(LogknockError):
 
 class SourceError(LogknockError):
     """A log source cannot be opened or read."""
+
+
+def printable(text: str) -> str:
+    """One line that leaves the terminal as it was, whatever the text."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

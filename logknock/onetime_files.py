@@ -13,14 +13,14 @@ import errno
 import os
 import stat
 import tempfile
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from itertools import repeat
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
-from .errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError
+from .errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError, printable
 from .knock import MAX_SEQUENCE, Sequence, Service
 from .onetime import MAX_LINE, Place, format_line, parse_knock, parse_line
 
@@ -159,6 +159,50 @@ def survey(path: Path, place: Place = Place(), look_for: Sequence = ()) -> Itera
         for _ in _slices(map(tally.add, _groups(descriptor, place))):
             yield tally.survey()
     yield tally.survey()._replace(services=frozenset(tally.services), found=search.found if search else None)
+
+
+class Turn(NamedTuple):
+    """Whose turn it is in a file.
+
+    sequence: the one that counts; None at the end: the file is used up. place: how far the file is used,
+    after: how far it is once that sequence is. skipped: sequences before it that were used already, and are no more.
+    """
+
+    sequence: Sequence | None
+    place: Place
+    after: Place
+    skipped: int
+
+
+def next_turn(path: Path, place: Place, was_used: Callable[[Sequence], bool]) -> Iterator[Turn]:
+    """Look behind the place for the first sequence that was not used, in short steps; the last answer is complete.
+
+    Raises OnetimeError, and what `was_used` raises.
+    """
+    after, skipped = place, 0
+    while True:
+        found = find_next(path, after)
+        after = found.place
+        if found.sequence is None:
+            if found.ended:
+                yield Turn(None, place, after, skipped)
+                return
+        elif was_used(found.sequence):
+            place = after
+            skipped += 1
+        else:
+            yield Turn(found.sequence, place, after, skipped)
+            return
+        yield Turn(None, place, after, skipped)
+
+
+def recover(path: Path, last: Sequence) -> Iterator[Place | None]:
+    """Where a file goes on that was edited before its place, in short steps; the last answer is complete.
+
+    Behind the sequence that was used last, wherever that stands now; None: it is gone. Raises OnetimeError.
+    """
+    for state in survey(path, Place(), last):
+        yield state.found
 
 
 class Knocked(NamedTuple):
@@ -423,12 +467,7 @@ def _not_written(path: Path, error: OSError) -> OnetimeError:
 
 
 def _error(path: Path, message: str, hint: str, exit_code: int = BAD_CONFIG) -> OnetimeError:
-    return OnetimeError(_printable(f"{path}: {message}"), _printable(hint), exit_code)
-
-
-def _printable(text: str) -> str:
-    """One line that leaves the terminal as it was, whatever the file's name."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return OnetimeError(printable(f"{path}: {message}"), printable(hint), exit_code)
 
 
 def _told(problems: Collection[str], count: int) -> tuple[str, ...]:

@@ -16,11 +16,11 @@ from typing import Any
 from . import config_values as values
 from .client import DELAY, MAX_DELAY, MAX_HOSTS, MISPLACED, SERVICE_HINT, Knock, arrange, misplaced, parse_word
 from .config_values import WrongError
-from .errors import USAGE, LogknockError
+from .errors import USAGE, LogknockError, printable
 from .knock import MAX_SEQUENCE, Service
 from .packet import TCP
 from .runs import MAX_TRIES, TRIES
-from .toml_files import ConfigError, Report, printable, read_file
+from .toml_files import ConfigError, Report, read_file
 from .toml_tables import Table
 
 _MINIMAL = 'profiles.home = {host = "host.example", sequence = ["7000/tcp", "8000/tcp", "9000/udp"]}'

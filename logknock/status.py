@@ -9,13 +9,14 @@ import os
 import time
 from collections.abc import Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from .errors import FAILURE, NO_PERMISSION, LogknockError
-from .knock import Door
+from .knock import Door, Sequence
 from .onetime import Place
-from .onetime_files import find_next, fits, survey
+from .onetime_files import fits, next_turn, recover, survey
 from .packet import address_text
 from .store import DATABASE, MAX_HISTORY, Reader, StoreError, read_only
 from .turns import FEW
@@ -240,41 +241,27 @@ def _turn(reader: Reader | None, door: str, path: str, progress: Progress) -> _T
         if not fits(Path(path), place):
             place, remark = _recover(path, place, progress)
             remarks.append(remark)
-        place, next_line, skipped = _find(reader, door, path, place, progress)
+        for turn in next_turn(Path(path), place, partial(reader.was_used, door) if reader else _never):
+            progress(path, turn.after.line)
     except LogknockError as error:
         return _Turn(door, path, used, None, None, (*remarks, _wrong(error, path)))
-    if skipped:
-        remarks.append(Remark(f"sequences that were used before and are passed over: {skipped:,}"))
-    return _Turn(door, path, used, place, next_line, tuple(remarks))
+    if turn.skipped:
+        remarks.append(Remark(f"sequences that were used before and are passed over: {turn.skipped:,}"))
+    next_line = turn.after.line if turn.sequence else None
+    return _Turn(door, path, used, turn.place, next_line, tuple(remarks))
+
+
+def _never(sequence: Sequence) -> bool:
+    return False
 
 
 def _recover(path: str, place: Place, progress: Progress) -> tuple[Place, Remark]:
     """Where a file goes on that was edited before the place."""
     found: Place | None = None
-    for number, state in enumerate(survey(Path(path), Place(), place.last)):
-        found = state.found
+    for number, found in enumerate(recover(Path(path), place.last)):  # noqa: B007  # the last one counts
         progress(path, number)
     where = "its beginning: the sequence that was used last is gone" if found is None else f"line {found.line + 1}"
     return found or Place(), Remark(f"was edited where it was used; goes on at {where}")
-
-
-def _find(
-    reader: Reader | None, door: str, path: str, place: Place, progress: Progress
-) -> tuple[Place, int | None, int]:
-    """Behind what the file is used, which line is next (None: none is), and how many were passed over as used."""
-    looked, skipped = place, 0
-    while True:
-        found = find_next(Path(path), looked)
-        looked = found.place
-        if found.sequence is None:
-            if found.ended:
-                return place, None, skipped
-        elif reader is None or not reader.was_used(door, found.sequence):
-            return place, looked.line, skipped
-        else:
-            place = looked
-            skipped += 1
-        progress(path, looked.line)
 
 
 def _count(turn: _Turn, progress: Progress) -> File:

@@ -18,7 +18,7 @@ from pathlib import Path
 from shlex import quote
 from typing import Any, NamedTuple
 
-from .errors import BAD_CONFIG, NO_PERMISSION, LogknockError
+from .errors import BAD_CONFIG, NO_PERMISSION, LogknockError, printable
 from .toml_lines import KeyPath, find_lines
 
 # A thousand doors take about 100 kB. More than this is a log, a database or a device named by mistake.
@@ -122,11 +122,6 @@ class Report:
         ]
         problems.sort(key=lambda problem: (order.get(problem.file, len(order)), problem.line or 0))
         return tuple(problems)
-
-
-def printable(text: str) -> str:
-    """One line that leaves the terminal as it was, whatever the text."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def short(text: str) -> str:

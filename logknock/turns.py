@@ -9,12 +9,13 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from .errors import LogknockError
 from .knock import Code, Door, Sequence
 from .onetime import Place
-from .onetime_files import Survey, find_next, fits, survey
+from .onetime_files import Survey, fits, next_turn, recover, survey
 from .store import Store, StoreError
 
 # From here on each use is a warning: time to give the client a new file.
@@ -22,9 +23,6 @@ FEW = 10
 
 # Malformed lines of a file that are told of when it is read.
 _MAX_TOLD = 3
-
-# Lines to pass over, because they were used before, in one slice.
-_SKIP = 16
 
 # tell(what there is to say, whether it is bad)
 Tell = Callable[[str, bool], None]
@@ -161,8 +159,7 @@ class Turns:
         """The file was edited before the place: go on behind the sequence that was used last, or at the beginning."""
         self._set(file, None, Place())
         found: Place | None = None
-        for state in survey(path, Place(), last):
-            found = state.found
+        for found in recover(path, last):  # noqa: B007  # the last one counts
             yield
         where = "its beginning: the sequence that was used last is gone" if found is None else f"line {found.line + 1}"
         self._tell(f"{file.door}: {file.path} was edited where it was used; goes on at {where}", True)
@@ -171,26 +168,17 @@ class Turns:
 
     def _find(self, file: _File) -> Iterator[None]:
         """The next sequence that was not used: it counts from here on."""
-        path, place, skipped = Path(file.path), file.place or Place(), 0
-        while True:
-            found = find_next(path, place)
-            place = found.place
-            if found.sequence is None:
-                if found.ended:
-                    break
+        was_used = partial(self._store.was_used, file.door)
+        for turn in next_turn(Path(file.path), file.place or Place(), was_used):
+            if turn.sequence is None:
                 yield
-            elif not self._store.was_used(file.door, found.sequence):
-                break
-            else:
-                skipped += 1
-                file.uses += 1
-                file.place = place
-                if skipped % _SKIP == 0:
-                    yield
-        if skipped:
-            self._tell(f"{file.door}: {file.path}: passed over {skipped} sequences that were used before", True)
-        self._set(file, found.sequence, place)
-        if found.sequence is None:
+        if turn.skipped:
+            many = "a sequence that was" if turn.skipped == 1 else f"{turn.skipped} sequences that were"
+            self._tell(f"{file.door}: {file.path}: passed over {many} used before", True)
+            file.uses += turn.skipped
+            file.place = turn.place
+        self._set(file, turn.sequence, turn.after)
+        if turn.sequence is None:
             hint = "(hint: give the client a new file)"
             self._tell(f"{file.door}: {file.path} is used up: it opens nothing {hint}", True)
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import click
 
-from ..config import Config, ConfigError, Problem, load, printable
+from ..config import Config, ConfigError, Problem, load
+from ..errors import printable
 from ..firewall.ruleset import knocked_once
 from . import config_option
 

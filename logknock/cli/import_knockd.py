@@ -9,8 +9,8 @@ from shlex import quote
 
 import click
 
-from ..config import ConfigError, Problem, printable
-from ..errors import FAILURE, NO_PERMISSION, LogknockError
+from ..config import ConfigError, Problem
+from ..errors import FAILURE, NO_PERMISSION, LogknockError, printable
 from ..knockd_conf import MAX_BYTES, Finding, convert
 
 # Where knockd's shell looks for programs: systemd's default for services, without what belongs to nobody's package.

@@ -8,8 +8,8 @@ from shlex import quote
 import click
 from click.core import ParameterSource
 
-from ..config import Config, ConfigError, load, parse_duration, printable
-from ..errors import LogknockError
+from ..config import Config, ConfigError, load, parse_duration
+from ..errors import LogknockError, printable
 from ..firewall import ruleset
 from ..trial import POLL, Outcome, Trial
 from . import config_option

@@ -12,8 +12,8 @@ from typing import Any
 
 import click
 
-from ..config import load, printable
-from ..errors import USAGE, LogknockError
+from ..config import load
+from ..errors import USAGE, LogknockError, printable
 from ..status import MOST_HISTORY, File, Open, Progress, Remark, Running, Status, look
 from . import config_option
 
