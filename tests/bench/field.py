@@ -6,6 +6,7 @@ every run is the same one.
 
 import random
 import socket
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from tempfile import TemporaryDirectory
 
 from ..netns import Host, pair
 from .frames import Link, Wave, syn, wave_frames
-from .peers import KNOCKS, Make, Peer
+from .peers import KNOCKS, DoorSet, Make, Peer
 from .sender import Due, Ring, Sent, flood, wire
 
 # Sources that route back through the client: 198.18.0.0/15 (RFC 2544) and 100.64.0.0/10 (RFC 6598) for spoofed ones;
@@ -25,6 +26,9 @@ SOURCES = 60_000
 MILLION = 1 << 20
 WAVE = 1 << 16
 _WAVES = MILLION // WAVE
+
+# An honest knocker whose door is not open so many seconds after the last knock has gone.
+PATIENCE = 5.0
 
 RANDOM = random.Random(1)  # noqa: S311 - nothing to guess here
 
@@ -56,9 +60,27 @@ class Field:
     client: Host
     wire: socket.socket
 
-    def knocks(self, source: bytes) -> list[bytes]:
-        """The three frames of an honest knocker."""
-        return [syn(self.link, source, 40_000 + stage, port) for stage, port in enumerate(KNOCKS)]
+    def knocks(self, source: bytes, ports: Sequence[int] = KNOCKS) -> list[bytes]:
+        """The frames of an honest knocker."""
+        return [syn(self.link, source, 40_000 + stage, port) for stage, port in enumerate(ports)]
+
+    def opening(self, door: DoorSet, source: bytes, ports: Sequence[int] = KNOCKS) -> float:
+        """Milliseconds from sending the last knock to the kernel's saying that the element is there, or to giving up.
+
+        Whoever has given up says more than PATIENCE.
+        """
+        *first, last = self.knocks(source, ports)
+        asked = door.request(source)
+        for frame in first:
+            self.wire.send(frame)
+            # At random: a program that looks every so often must not be met at always the same moment.
+            time.sleep(RANDOM.uniform(0.01, 0.06))
+        assert not door.holds(asked), "open before the last knock"
+        start = time.perf_counter()
+        self.wire.send(last)
+        while not door.holds(asked) and time.perf_counter() - start < PATIENCE:
+            pass
+        return (time.perf_counter() - start) * 1000
 
     def flood(self, ring: Ring, rate: float, seconds: float, count: int, knocks: Iterable[Due] = ()) -> Sent:
         """A flood from the ring, with these knocks in between."""
@@ -66,9 +88,9 @@ class Field:
 
 
 @contextmanager
-def field(make: Make) -> Iterator[Field]:
-    """A gateway with the peer's rules and a client, gone afterwards."""
-    with TemporaryDirectory() as directory, pair() as (gateway, client):
+def field(make: Make, folder: Path | None = None) -> Iterator[Field]:
+    """A gateway with the peer's rules and a client, gone afterwards; the peer's files are in a folder in this one."""
+    with TemporaryDirectory(dir=folder) as directory, pair() as (gateway, client):
         for net in _SPOOFED:
             gateway.run("ip", "route", "add", net, "via", client.ipv4)
         peer = make(gateway, Path(directory))

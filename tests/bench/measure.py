@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from .cost import cost
-from .field import MILLION, RANDOM, SOURCES, Field, Plan, field, million, sixty_thousand
+from .field import MILLION, PATIENCE, SOURCES, Field, Plan, field, million, sixty_thousand
 from .figures import Figure, percentile
+from .onetime import onetime
 from .peers import KNOCKS, DoorSet, Make, knockd, logknock, running
 from .sender import Due, Sent
 
@@ -18,7 +19,6 @@ _HONEST = bytes((203, 0, 113))
 
 _KNOCK_GAP = 0.1  # seconds between the knocks of an honest knocker: the client's default
 _MILLION_RATE = 150_000  # packets a second
-_PATIENCE = 5.0  # an honest knocker whose door is not open so long after the last knock has gone
 
 
 # ---- a knock opens its door
@@ -46,26 +46,10 @@ def _openings(plan: Plan) -> tuple[list[float], list[float], float]:
         before = program.times()
         for number in range(plan.openings):
             source = bytes((198, 51, 100, number + 1))
-            ours.append(_opening(here, door, source))
+            ours.append(here.opening(door, source))
             if number % plan.openings_to_one == 0:
-                theirs.append(_opening(there, other_door, source))
+                theirs.append(there.opening(other_door, source))
         return ours, theirs, program.kept(before)
-
-
-def _opening(on: Field, door: DoorSet, source: bytes) -> float:
-    """Milliseconds from sending the last knock to the kernel's saying that the element is there, or to giving up."""
-    *first, last = on.knocks(source)
-    asked = door.request(source)
-    for frame in first:
-        on.wire.send(frame)
-        # At random: a program that looks every so often must not be met at always the same moment.
-        time.sleep(RANDOM.uniform(0.01, 0.06))
-    assert not door.holds(asked), "open before the last knock"
-    start = time.perf_counter()
-    on.wire.send(last)
-    while not door.holds(asked) and time.perf_counter() - start < _PATIENCE:
-        pass
-    return (time.perf_counter() - start) * 1000
 
 
 # ---- honest knockers in a flood
@@ -120,7 +104,7 @@ def _due(on: Field, honest: Sequence[bytes], seconds: float) -> list[Due]:
 def _opened(door: DoorSet, sources: Sequence[bytes]) -> int:
     """For how many of them the door has opened before the last one's patience ended."""
     waiting = [door.request(source) for source in sources]
-    end = time.monotonic() + _PATIENCE
+    end = time.monotonic() + PATIENCE
     while waiting and time.monotonic() < end:
         waiting = [request for request in waiting if not door.holds(request)]
         time.sleep(0.01)
@@ -200,4 +184,5 @@ SECTIONS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "million": million_sources,
     "cost": cost,
     "start": readiness,
+    "onetime": onetime,
 }

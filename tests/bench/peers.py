@@ -7,6 +7,7 @@ the kernel knows about a process is read from /proc, what only the program knows
 
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -78,11 +79,23 @@ Make = Callable[[Host, Path], Peer]
 
 def logknock(host: Host, directory: Path, doors: int = 1) -> Peer:
     """logknock with its own rules. The first door is everybody's; the others are there to be many."""
+    sequences = (", ".join(f'"{port}/tcp"' for port in sequence(number)) for number in range(doors))
+    return _logknock(host, directory, *(f"sequence = [{services}]" for services in sequences))
+
+
+def logknock_onetime(host: Host, directory: Path, file: Path, state: Path) -> Peer:
+    """logknock with a one-time door (`door0`) for this file, and a state directory that begins as a copy of `state`."""
+    shutil.copytree(state, directory / "state")
+    os.sync()  # so that what it syncs itself does not wait for this
+    return _logknock(host, directory, f'onetime = ["{file}"]')
+
+
+def _logknock(host: Host, directory: Path, *knocked: str) -> Peer:
+    """A door for each of these, that say how it is knocked at."""
     config = directory / "logknock.toml"
     text = [f'[log]\ngroup = {GROUP}\n[paths]\nstate = "{directory}/state"\nruntime = "{directory}/run"\n']
-    for number in range(doors):
-        services = ", ".join(f'"{port}/tcp"' for port in sequence(number))
-        text.append(f'[doors.door{number}]\nsequence = [{services}]\nopens = ["22/tcp"]\ntimeout = "{TIMEOUT}s"\n')
+    for number, knocks in enumerate(knocked):
+        text.append(f'[doors.door{number}]\n{knocks}\nopens = ["22/tcp"]\ntimeout = "{TIMEOUT}s"\n')
     config.touch(0o600)
     config.write_text("".join(text))
     host.nft(_FILTER % "tcp dport 22 accept")
@@ -93,9 +106,20 @@ def logknock(host: Host, directory: Path, doors: int = 1) -> Peer:
 
 def knockd(host: Host, directory: Path) -> Peer:
     """knockd with a command as light as there is one: nft adds an element, the kernel's timeout closes the door."""
+    return _knockd(host, directory, f"sequence = {','.join(map(str, KNOCKS))}")
+
+
+def knockd_onetime(host: Host, directory: Path, file: Path) -> Peer:
+    """knockd with a one-time door and a copy of this file: it writes into it."""
+    shutil.copyfile(file, directory / "sequences")
+    os.sync()  # so that what others sync later does not wait for this
+    return _knockd(host, directory, f"one_time_sequences = {directory}/sequences")
+
+
+def _knockd(host: Host, directory: Path, knocked: str) -> Peer:
     config, log = directory / "knockd.conf", directory / "log"
     config.write_text(
-        f"[options]\n\tlogfile = {log}\n[ssh]\n\tsequence = {','.join(map(str, KNOCKS))}\n\tseq_timeout = 15\n"
+        f"[options]\n\tlogfile = {log}\n[ssh]\n\t{knocked}\n\tseq_timeout = 15\n"
         f"\ttcpflags = syn\n"
         f"\tcommand = /usr/sbin/nft add element inet filter allowed {{ %IP% timeout {TIMEOUT}s }}\n"
     )
@@ -118,10 +142,14 @@ def sequence(door: int) -> tuple[int, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Running:
-    """A peer that runs; `ready_after` is the time from its start until it said that it is ready, in seconds."""
+    """A peer that runs, `started` at that time.monotonic().
+
+    `ready_after` is the time from its start until it said that it is ready, in seconds.
+    """
 
     peer: Peer
     process: subprocess.Popen[str]
+    started: float
     ready_after: float
 
     def times(self) -> tuple[float, float]:
@@ -177,7 +205,7 @@ def running(peer: Peer) -> Iterator[Running]:
         process = peer.host.start(*peer.argv, stdout=subprocess.DEVNULL, stderr=log, preexec_fn=_pin)
     try:
         _until(lambda: peer.ready in _tail(peer.log, seen), process)
-        yield Running(peer, process, time.monotonic() - start)
+        yield Running(peer, process, start, time.monotonic() - start)
     finally:
         process.terminate()
         try:
