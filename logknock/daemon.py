@@ -20,7 +20,7 @@ from .config import Config, load
 from .doorkeeper import Doorkeeper
 from .errors import FirewallError, LogknockError
 from .firewall.sets import GUARDED, WATCHED, Sets
-from .knock import Event, Grant, Granted, Matcher, Revoked, Spent
+from .knock import Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
 from .packet import Packet
 from .report import Level, Reporter, notice
 from .sources.nflog import Nflog
@@ -52,7 +52,7 @@ class Daemon:
         self._sets.use(self._config.doors)
         self._store = open_store(self._config.state)
         self._keeper = Doorkeeper(self._store, self._sets, self._config.state, reporter.write)
-        self._turns = Turns(self._store, self._matcher.set_code, self._tell_turn)
+        self._turns = Turns(self._store, self._on_turn, self._tell_turn)
         self._working = False  # whether more work on the one-time files is on its way
         self._firewall_errors = 0
         self._stale = 0  # packets that were too old
@@ -289,15 +289,23 @@ class Daemon:
         if not self._config.guarded:
             return  # the rules are the administrator's own
         for name, wanted in ((WATCHED, self._config.knocked), (GUARDED, self._config.guarded)):
-            try:
-                missing = wanted - self._sets.services(name)
-            except FirewallError as error:
-                self._in_trouble(error)
-                return
-            if missing:
-                services = _some(map(str, sorted(missing)))
-                hint = "the configuration is newer than the rules: `logknock rules apply`"
-                self._tell(f"set {name} lacks {services} (hint: {hint})", Level.WARNING)
+            self._warn_of_missing(name, wanted)
+
+    def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> None:
+        try:
+            missing = self._sets.lacks(name, sorted(wanted))
+        except FirewallError as error:
+            self._in_trouble(error)
+            return
+        if missing:
+            hint = "the configuration is newer than the rules: `logknock rules apply`"
+            self._tell(f"set {name} lacks {_some(map(str, missing))} (hint: {hint})", Level.WARNING)
+
+    def _on_turn(self, door: str, file: str, sequence: Sequence | None) -> None:
+        """Another one-time sequence counts, or none."""
+        self._matcher.set_code(door, file, sequence)
+        if sequence and self._config.guarded:
+            self._warn_of_missing(WATCHED, set(sequence))
 
     def _tell_losses(self) -> None:
         lost = self._source.lost

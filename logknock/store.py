@@ -268,6 +268,7 @@ class SQLiteStore(Reader):
         database, self.checked = _open(path)
         super().__init__(path, database)
         self._files = _identities(path)
+        self._synchronous = ""  # as it is set
         self._lock: int | None = lock
         self._checkpointing = threading.Lock()
 
@@ -353,7 +354,10 @@ class SQLiteStore(Reader):
         """All of it or nothing. FULL: the disk has it at the end; NORMAL: it survives the process, not a power cut."""
         database = self._db
         with _told(self._path):
-            database.execute(f"PRAGMA synchronous = {synchronous}")
+            if synchronous != self._synchronous:
+                self._synchronous = ""
+                database.execute(f"PRAGMA synchronous = {synchronous}")
+                self._synchronous = synchronous
             try:
                 database.execute("BEGIN IMMEDIATE")
                 yield database.execute

@@ -372,11 +372,6 @@ def test_t37_the_anycast_address_of_a_router_is_its_own(gateway: Host, sets: Set
         gateway.run("sysctl", "-qw", "net.ipv6.conf.all.forwarding=0")
 
 
-def test_services_of_a_set(sets: Sets) -> None:
-    assert sets.services(WATCHED) == {Service.parse("7000/tcp"), Service.parse("9000/udp")}
-    assert sets.services(GUARDED) == {SSH, IKE}
-
-
 PERMISSION_LOST = """
 import os, sys, time
 from logknock.errors import FirewallError
@@ -398,3 +393,12 @@ def test_a_permission_lost_is_said_each_time_and_outlived(gateway: Host, sets: S
     said = gateway.python(PERMISSION_LOST).stdout.splitlines()
     assert said == ["set inet logknock granted4: Operation not permitted|CAP_NET_ADMIN is needed: run as root"] * 2
     assert elements(gateway, "granted4") == {}
+
+
+def test_what_a_set_lacks_is_found_in_sets_of_intervals_too(gateway: Host, sets: Sets) -> None:
+    gateway.nft("add element inet logknock watched { tcp . 7000, udp . 9000 }")
+    gateway.nft("add element inet logknock guarded { tcp . 22, tcp . 6000-6010 }")
+    asked = [Service.parse(text) for text in ("22/tcp", "7000/tcp", "7000/udp", "9000/udp", "6005/tcp", "6011/tcp")]
+    assert [str(service) for service in sets.lacks(WATCHED, asked)] == ["22/tcp", "7000/udp", "6005/tcp", "6011/tcp"]
+    assert [str(service) for service in sets.lacks(GUARDED, asked)] == ["7000/tcp", "7000/udp", "9000/udp", "6011/tcp"]
+    assert sets.lacks(SetName("inet", "logknock", "nothing"), asked) == asked

@@ -194,3 +194,11 @@ def test_the_rules_watch_all_ports_of_the_files(world: World, file: Path) -> Non
     done = world.gateway.logknock("rules", "apply", "-c", str(world.config))
     assert "line 1" in done.stderr
     assert "line 1" in world.gateway.logknock("check", "-c", str(world.config)).stderr
+
+
+def test_ports_that_nobody_watches_are_told(world: World, file: Path) -> None:
+    """A new file, and the rules are older: its knocks would not be heard."""
+    with world.daemon() as daemon:
+        daemon.wait_for("4 one-time sequences left")
+        write(file, [" 7101, 8001:udp, 9101"])
+        daemon.wait_for("set inet logknock watched lacks 7101/tcp, 9101/tcp (hint: the configuration is newer")
