@@ -227,7 +227,7 @@ class Daemon:
         self._keeper.use(self._config.doors)
         taken = self._keeper.restore(time.time(), time.monotonic())
         if taken:
-            self._tell(f"{taken} doors are still open")
+            self._tell(f"{taken} {'door is' if taken == 1 else 'doors are'} still open")
             self._restore(sound=True)
         self._turns.use(self._config.doors)
         self._work_soon()

@@ -54,12 +54,14 @@ class Doorkeeper:
 
     def use(self, doors: Iterable[Door]) -> None:
         """Go on with these doors; those that are gone are known until their last grant has ended."""
-        kept = {grant.door for grant in self._sets.grants}
-        self._doors = {name: door for name, door in self._doors.items() if name in kept}
-        self._doors |= {door.name: door for door in doors}
-        self._allowed = defaultdict(dict)
-        for grant in self._sets.grants:
-            self._allow(self._doors[grant.door], grant.src)
+        before, self._doors = self._doors, {door.name: door for door in doors}
+        if before.keys() - self._doors.keys():
+            kept = {grant.door for grant in self._sets.grants}
+            self._doors |= {name: door for name, door in before.items() if name in kept - self._doors.keys()}
+        if any(self._doors[name].allow_file != before[name].allow_file for name in before.keys() & self._doors.keys()):
+            self._allowed = defaultdict(dict)
+            for grant in self._sets.grants:
+                self._allow(self._doors[grant.door], grant.src)
         named = {door.allow_file for door in self._doors.values() if door.allow_file}
         # What no door keeps any more lets nobody in.
         self._unwritten = named | {path.name for path in self._folder.glob("*[!~]") if path.is_file()}

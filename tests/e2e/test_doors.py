@@ -4,11 +4,16 @@ import re
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+
+from logknock.knock import Grant
+from logknock.store import open_store
 
 from .world import Daemon, World, until
 
@@ -135,13 +140,32 @@ def test_t34_open_doors_outlive_a_kill_and_a_flushed_table(world: World, note: P
         daemon.process.wait()
     world.gateway.nft("flush set inet logknock granted4")
     with world.daemon() as daemon:
-        daemon.wait_for("1 doors are still open")
+        daemon.wait_for("1 door is still open")
         until(world.granted, "the grant")
         assert 3500 < world.granted()["10.99.0.2 . tcp . 22"]["expires"] < 3600
         assert (world.config.parent / "state/allow/sshd").read_text() == "10.99.0.2\n"
         assert daemon.stop() == 0
         assert (world.config.parent / "state/allow/sshd").read_text() == "", "nobody is left to take it out"
     assert len(noted(note)) == 1
+
+
+def test_t37_a_start_takes_over_nothing_that_could_not_be(world: World) -> None:
+    """T37: not the host's own loopback, not a door that is gone; and what no door keeps any more lets nobody in."""
+    configure(world, 'timeout = "1h"\n')
+    state = world.config.parent / "state"
+    store = open_store(state)
+    for door, address in (("ssh", "127.0.0.1"), ("ssh", "198.51.100.1"), ("gone", "198.51.100.2")):
+        grant = Grant(door, ip_address(address).packed, time.monotonic() + 1000)
+        store.opened(grant, time.time(), time.monotonic())
+    store.close()
+    (state / "allow").mkdir(mode=0o755)
+    (state / "allow/old").write_text("198.51.100.3\n")
+    with world.daemon() as daemon:
+        daemon.wait_for("1 door is still open")
+        assert daemon.says("door gone is gone")
+        until(world.granted, "the one that could be")
+        assert set(world.granted()) == {"198.51.100.1 . tcp . 22"}
+        assert (state / "allow/old").read_text() == ""
 
 
 def test_a_door_that_another_one_closes_runs_its_command(world: World, note: Path) -> None:
