@@ -216,6 +216,19 @@ def test_cooldown(world: World) -> None:
         daemon.wait_for("198.51.100.1: ssh: OPEN SESAME")
 
 
+def test_what_could_not_be_opened_has_no_cooldown(world: World) -> None:
+    """The firewall's fault is not the knocker's."""
+    make = "add set inet filter a { type ipv4_addr; flags timeout; }"
+    world.gateway.nft(f"add table inet filter\n{make}")
+    configure(world, 'sets = ["inet filter a"]\nguard = false\ncooldown = "1h"\n')
+    with world.daemon() as daemon:
+        world.gateway.nft("delete set inet filter a")
+        world.knock(*KNOCKS)
+        daemon.wait_for("ssh: not opened: set inet filter a is missing")
+        world.gateway.nft(make)
+        opened(world, daemon)
+
+
 def test_several_services_and_sets(world: World) -> None:
     """Each of them, in our set and in the administrator's."""
     world.gateway.nft("table inet filter { set a { type ipv4_addr; flags timeout; }; }")
@@ -279,6 +292,7 @@ def test_t20_a_full_disk(world: World) -> None:
         world.knock("1", "2", "3")
         daemon.wait_for("once: not opened: its use cannot be put on record: ")
         assert daemon.says("database or disk is full (hint: make room")
+        assert world.granted() == {}
         opened(world, daemon)
         daemon.wait_for("allow/sshd: No space left on device")
         opened(world, daemon)

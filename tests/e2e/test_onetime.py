@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from .world import Daemon, World
+from .world import Daemon, World, until
 
 LINES = [" 7001, 8001:udp, 9001", " 7002, 8002:udp, 9002", " 7003, 8003:udp, 9003", " 7004, 8004:udp, 9004"]
 
@@ -162,9 +162,41 @@ def test_a_store_that_cannot_be_written_for_a_while(world: World, file: Path) ->
         with sqlite3.connect(file.parent / "state" / "logknock.db", isolation_level=None) as other:
             other.execute("BEGIN IMMEDIATE")
             attempt(world, daemon, LINES[0], "not opened: its use cannot be put on record")
+            assert world.granted() == {}
             other.execute("ROLLBACK")
         other.close()
         attempt(world, daemon, LINES[0], OPENS)
+
+
+def test_t20_what_cannot_be_put_on_record_closes_nothing_either(world: World, file: Path) -> None:
+    """T20: a door that a one-time sequence closes stays as it is."""
+    world.configure(
+        '[doors.ssh]\nsequence = ["7000/tcp", "8000/tcp", "9000/tcp"]\nopens = ["22/tcp"]\ntimeout = "1h"\n'
+        f'[doors.lock]\nonetime = ["{file}"]\ncloses = ["ssh"]\n'
+    )
+    world.apply()
+    with world.daemon() as daemon:
+        attempt(world, daemon, "7000, 8000, 9000", OPENS)
+        with sqlite3.connect(file.parent / "state" / "logknock.db", isolation_level=None) as other:
+            other.execute("BEGIN IMMEDIATE")
+            attempt(world, daemon, LINES[0], "lock: not opened: its use cannot be put on record")
+            assert world.granted()
+            other.execute("ROLLBACK")
+        other.close()
+        attempt(world, daemon, LINES[0], "10.99.0.2: ssh: closed by lock")
+        assert world.granted() == {}
+
+
+def test_what_a_kill_left_in_the_log_is_merged(world: World, file: Path) -> None:
+    """So that the log does not grow from crash to crash."""
+    database = file.parent / "state" / "logknock.db"
+    with world.daemon() as daemon:
+        attempt(world, daemon, LINES[0], OPENS)
+        daemon.process.kill()
+        daemon.process.wait()
+    assert str(file).encode() not in database.read_bytes()
+    with world.daemon():
+        until(lambda: str(file).encode() in database.read_bytes(), "the place of the file in the database itself")
 
 
 def test_two_daemons_on_one_state_directory(world: World, file: Path) -> None:
@@ -184,6 +216,20 @@ def test_t36_a_reload_keeps_whose_turn_it_is(world: World, file: Path) -> None:
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("reloaded")
         attempt(world, daemon, LINES[1], OPENS)
+        other = write(file.parent / "ben", [" 7001, 8001:udp, 9002:udp"])
+        configure(world, file, other)
+        daemon.signal(signal.SIGHUP)
+        attempt(world, daemon, " 7001, 8001:udp, 9002:udp", OPENS)
+
+
+def test_t36_another_state_directory_needs_a_restart(world: World, file: Path) -> None:
+    """T36: what was used is in this one."""
+    with world.daemon() as daemon:
+        world.config.write_text(world.config.read_text().replace("/state", "/elsewhere"))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("[paths] state cannot change while logknock runs")
+        daemon.wait_for("not reloaded")
+        attempt(world, daemon, LINES[0], OPENS)
 
 
 def test_the_rules_watch_all_ports_of_the_files(world: World, file: Path) -> None:

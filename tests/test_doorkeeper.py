@@ -1,0 +1,92 @@
+"""What the whole program shows too late or with too many doors, with the real kernel and a real store."""
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from logknock.doorkeeper import Doorkeeper
+from logknock.errors import FirewallError
+from logknock.firewall import sets as sets_module
+from logknock.firewall.sets import Sets
+from logknock.knock import Door, Grant, Service
+from logknock.report import Line
+from logknock.store import SQLiteStore, open_store
+
+from .netns import Host, pair
+
+DOOR = Door("ssh", (Service(6, 7000),), opens=(Service(6, 22),), timeout=10.0)
+SOURCES = [bytes((198, 51, 100, number)) for number in (1, 2)]
+
+
+@pytest.fixture(scope="module")
+def gateway() -> Iterator[Host]:
+    with pair() as (gateway, _):
+        rules = Path(__file__).parent.parent / "rules/logknock.nft"
+        gateway.run("nft", "-f", str(rules))
+        yield gateway
+
+
+@pytest.fixture
+def sets(gateway: Host) -> Iterator[Sets]:
+    gateway.nft("flush set inet logknock granted4")
+    with gateway.inside():
+        made = Sets()
+    made.use([DOOR])
+    yield made
+    made.disconnect()
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[SQLiteStore]:
+    made = open_store(tmp_path)
+    assert isinstance(made, SQLiteStore)
+    yield made
+    made.close()
+
+
+def keeper(store: SQLiteStore, sets: Sets, folder: Path) -> tuple[Doorkeeper, list[Line]]:
+    lines: list[Line] = []
+    made = Doorkeeper(store, sets, folder, lines.append)
+    made.use([DOOR])
+    return made, lines
+
+
+def test_a_grant_beyond_the_bound_leaves_nothing(
+    store: SQLiteStore, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else it would be open after the next start."""
+    monkeypatch.setattr(sets_module, "MAX_KNOCKERS", 1)
+    kept, _ = keeper(store, sets, tmp_path)
+    now = time.monotonic()
+    assert kept.open("ssh", SOURCES[0], 1.0, now) == ""
+    with pytest.raises(FirewallError, match="already"):
+        kept.open("ssh", SOURCES[1], 1.0, now)
+    assert [stored.grant.src for stored in store.grants(1.0, now)] == SOURCES[:1]
+
+
+def test_t33_what_is_taken_over_has_no_more_time_than_the_door_gives_now(
+    store: SQLiteStore, sets: Sets, tmp_path: Path
+) -> None:
+    """T33: the configuration may have become stricter since."""
+    now = time.monotonic()
+    store.opened(Grant("ssh", SOURCES[0], now + 1000), 1.0, now)
+    kept, _ = keeper(store, sets, tmp_path)
+    assert kept.restore(1.0, now) == 1
+    found = sets.find("ssh", SOURCES[0])
+    assert found is not None
+    assert found.expires == now + DOOR.timeout
+    assert sets.reconcile(now) == 1
+
+
+def test_a_refresh_is_one_grant_with_one_end(store: SQLiteStore, sets: Sets, tmp_path: Path) -> None:
+    kept, lines = keeper(store, sets, tmp_path)
+    now = time.monotonic()
+    for later in (0, 5):
+        kept.open("ssh", SOURCES[0], 1.0, now + later)
+    kept.expire(1.0, now + 12)
+    assert (lines, kept.counters.closed) == ([], 0)
+    kept.expire(1.0, now + 16)
+    assert [line.text for line in lines] == ["198.51.100.1: ssh: command timeout, closed"]
+    assert store.grants(1.0, now) == []
