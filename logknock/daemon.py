@@ -114,14 +114,15 @@ class Daemon:
                         shut[code.door] = reason
                         told.append(report.refused(code.door, packet.src, reason))
                     else:
+                        shut.pop(code.door, None)
                         told.append(event)
                     self._work_soon()
-                case Granted(_, grant) if grant.door not in shut:
+                case Granted(_, Grant(door)) | Revoked(_, _, door) if door in shut:
+                    self._matcher.spare(door, packet.src)
+                case Granted(_, grant):
                     told.append(self._open(grant) or event)
-                case Revoked(_, door, by) if by not in shut:
+                case Revoked(_, door, by):
                     told += self._close(door, by, packet.src)
-                case Granted() | Revoked():
-                    pass
                 case _:
                     told.append(event)
         self._reporter.tell(told)
@@ -150,7 +151,7 @@ class Daemon:
 
     def _tick(self) -> None:
         asyncio.get_running_loop().call_later(_TICK, self._tick)
-        self._keeper.expire(time.time(), time.monotonic())
+        self._expire()
         self._reporter.tell(self._matcher.expire(time.time()))
         self._watch_firewall()
         self._watch_state()
@@ -161,12 +162,15 @@ class Daemon:
         if self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW:
             gc.collect()
 
+    def _expire(self) -> None:
+        if self._keeper.expire(time.time(), time.monotonic()):
+            asyncio.get_running_loop().call_soon(self._expire)
+
     def _watch_state(self) -> None:
         """What the store and the one-time files need now and then."""
         self._turns.look()
         self._work_soon()
-        with suppress(StoreError):  # where it cannot be written is told by what matters more
-            self._store.trim()
+        self._keeper.tidy()
         if self._store.needs_checkpoint:
             # In a thread, since it waits for the disk; `use` alone waits for it here, before a door opens.
             asyncio.get_running_loop().run_in_executor(None, self._checkpoint)
@@ -223,7 +227,12 @@ class Daemon:
     def _take_over(self) -> None:
         """Begin with what was before: the doors that are still open, and how far the one-time files are used."""
         if isinstance(self._store, NoStore):
-            self._tell(f"nothing is remembered, one-time doors stay shut: {self._store.reason.words()}", Level.ERROR)
+            words = f"nothing is remembered, and one-time doors stay shut until a restart: {self._store.reason.words()}"
+            self._tell(words, Level.ERROR)
+        elif self._store.created and self._config.onetime_files:
+            self._tell("the state database is new: no one-time sequence counts as used", Level.WARNING)
+        elif not self._store.checked:
+            self._tell("the state database is large: not all of it was checked for damage")
         self._keeper.use(self._config.doors)
         taken = self._keeper.restore(time.time(), time.monotonic())
         if taken:

@@ -5,6 +5,7 @@ allow file) at the next start. Rule 2: its row goes when all that belongs to its
 one part that fails is told and counted, and keeps no other from being done.
 """
 
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -21,6 +22,9 @@ from .report import Level, Line
 from .store import Store, StoreError
 
 ALLOW_FOLDER = "allow"
+
+# So many ends of grants at a time: two milliseconds or so in which nothing else is done.
+_EXPIRE_BATCH = 64
 
 
 @dataclass(slots=True)
@@ -50,6 +54,7 @@ class Doorkeeper:
         self._doors: dict[str, Door] = {}
         self._allowed: dict[str, dict[bytes, set[str]]] = defaultdict(dict)  # file, address, doors
         self._unwritten: set[str] = set()  # allow files that are not as they should be
+        self._refused: set[tuple[str, bytes]] = set()  # what is held to, though the kernel has not opened it yet
         self._troubles: dict[type[LogknockError], str] = {}  # what was told last of each kind
 
     def use(self, doors: Iterable[Door]) -> None:
@@ -64,25 +69,30 @@ class Doorkeeper:
                 self._allow(self._doors[grant.door], grant.src)
         named = {door.allow_file for door in self._doors.values() if door.allow_file}
         # What no door keeps any more lets nobody in.
-        self._unwritten = named | {path.name for path in self._folder.glob("*[!~]") if path.is_file()}
+        self._unwritten = named | self._there()
         self.settle()
 
     def restore(self, wall: float, now: float) -> int:
         """Take over what a daemon before this one had open; how many doors that are. Sets.reconcile() opens them."""
-        taken = 0
+        taken = ended = 0
         for grant, _ in self._recorded(wall, now):
             door = self._doors.get(grant.door)
             if door is None:
                 self._note(f"door {grant.door} is gone, and what it was to do when it closes with it", Level.WARNING)
                 self._record(self._store.ended, grant, "its door is gone", wall)
             elif grant.expires <= now or never_granted(grant.src):
-                self.counters.closed += 1
-                self._write(report.closed(grant))
+                ended += 1
                 self._end(grant, door, "while logknock did not run", wall)
             else:
-                self._sets.hold(door, grant, now)
-                self._allow(door, grant.src)
+                held = grant._replace(expires=min(grant.expires, now + door.timeout))
+                if held != grant:  # the door's timeout is shorter now
+                    self._record(self._store.opened, held, wall, now)
+                self._sets.hold(door, held)
+                self._allow(door, held.src)
                 taken += 1
+        self.counters.closed += ended
+        if ended:
+            self._note(f"{ended} {'door has' if ended == 1 else 'doors have'} closed while logknock did not run")
         self.settle()
         return taken
 
@@ -97,7 +107,7 @@ class Doorkeeper:
         if reason is not None:
             self.counters.refused += 1
             return reason
-        refresh = self._sets.find(name, src) is not None
+        refresh = self._sets.find(name, src) is not None and (name, src) not in self._refused
         self._record(self._store.opened, grant, wall, now)
         try:
             self._sets.open(door, grant, now)
@@ -105,12 +115,13 @@ class Doorkeeper:
             if self._sets.find(name, src) is None:
                 self._record(self._store.ended, grant, "not opened", wall)
             else:
+                self._refused.add((name, src))
                 self._allow(door, src)
             raise
         self.counters.opened += 1
         self._allow(door, src)
-        if not refresh and (opening := command(door, src, "open")):
-            self.runner.run(opening)
+        if not refresh:
+            self._begin(door, src)
         return ""
 
     def close(self, name: str, by: str, src: bytes, wall: float, now: float) -> Line | None:
@@ -126,26 +137,42 @@ class Doorkeeper:
             self._end(grant, self._doors[name], f"by {by}", wall)
         return report.revoked(grant, by)
 
-    def expire(self, wall: float, now: float) -> None:
-        """See to the end of the grants whose time is over; the kernel has closed them by itself."""
-        for grant, was_open in self._sets.expire(now):
+    def expire(self, wall: float, now: float) -> bool:
+        """See to the end of grants whose time is over, some of them; the kernel has closed them by itself.
+
+        Whether there may be more: call it until it is False.
+        """
+        some = self._sets.expire(now, _EXPIRE_BATCH)
+        for grant, was_open in some:
             if was_open:
                 self.counters.closed += 1
                 self._write(report.closed(grant))
             self._disallow(grant.door, grant.src)
             self._end(grant, self._doors[grant.door], "timeout", wall)
         self.settle()
+        return len(some) == _EXPIRE_BATCH
+
+    def tidy(self) -> None:
+        """What is to be done once a second or so."""
+        self._record(self._store.trim)
+        for name, src in [key for key in self._refused if self._sets.holds(key[1])]:
+            if self._sets.find(name, src) is not None:
+                self._begin(self._doors[name], src)
+            self._refused.discard((name, src))
 
     def settle(self) -> None:
         """Write the allow files that are not as they should be."""
-        for name in list(self._unwritten):
+        names, failures = sorted(self._unwritten), []
+        for name in names:
             try:
                 AllowFile(self._folder / name).write(self._allowed.get(name, ()))
             except ActionError as error:
-                self._in_trouble(error)
+                failures.append(error)
             else:
                 self._unwritten.discard(name)
-        if not self._unwritten:
+        if failures:
+            self._in_trouble(failures[0])
+        elif names:
             self._out_of_trouble(ActionError, "the files of addresses are written again")
 
     async def stop(self) -> None:
@@ -158,10 +185,17 @@ class Doorkeeper:
 
     # ---- parts of an opening and of an end
 
+    def _begin(self, door: Door, src: bytes) -> None:
+        self._refused.discard((door.name, src))
+        opening = command(door, src, "open")
+        if opening:
+            self.runner.run(opening)
+
     def _end(self, grant: Grant, door: Door, how: str, wall: float) -> None:
         done = partial(self._record, self._store.ended, grant, how, wall)
         closing = command(door, grant.src, "close")
-        if closing is None:
+        if closing is None or (grant.door, grant.src) in self._refused:
+            self._refused.discard((grant.door, grant.src))
             done()
         else:
             self.runner.run(closing, done)
@@ -182,6 +216,18 @@ class Doorkeeper:
         if not doors:
             del self._allowed[file][src]
             self._unwritten.add(file)
+
+    def _there(self) -> set[str]:
+        """The allow files that there are."""
+        try:
+            with os.scandir(self._folder) as entries:
+                return {entry.name for entry in entries if entry.is_file() and not entry.name.endswith("~")}
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            hint = "logknock keeps files of addresses there: give it the directory"
+            self._in_trouble(ActionError(f"{self._folder}: {error.strerror}", hint))
+        return set()
 
     def _recorded(self, wall: float, now: float) -> list[Any]:
         try:

@@ -35,12 +35,13 @@ _NOTHING = Survey(0, frozenset(), (), 0, None)
 class _File:
     """A file at a door."""
 
-    __slots__ = ("after", "counted", "door", "job", "path", "place", "sequence", "stamp", "told", "uses")
+    __slots__ = ("after", "counted", "door", "job", "last", "path", "place", "sequence", "stamp", "told", "uses")
 
     def __init__(self, door: str, path: str) -> None:
         self.door = door
         self.path = path
         self.place: Place | None = None  # how far it is used; None: not asked yet
+        self.last: Sequence = ()  # the one that was used last, be it in the file or not
         self.sequence: Sequence | None = None  # the one that counts
         self.after = Place()  # how far it is used once that one is
         self.uses = 0  # since the start, those that were skipped included
@@ -116,10 +117,11 @@ class Turns:
             return f"its use cannot be put on record: {error.message}" + (
                 f" (hint: {error.hint})" if error.hint else ""
             )
-        file.place = file.after
+        file.place, file.last = file.after, code.sequence
         file.uses += 1
         file.sequence = None
-        self._begin(file, self._find(file) if file.counted else self._settle(file))
+        changed = file.counted is None or file.job is not None
+        self._begin(file, self._settle(file) if changed else self._find(file))
         if not new:
             return "its one-time sequence was used before"
         self._tell_left(file)
@@ -141,8 +143,9 @@ class Turns:
         path = Path(file.path)
         if file.place is None:
             file.place = self._store.place(file.door, file.path) or Place()
-        if not fits(path, file.place):
-            yield from self._recover(file, path, file.place.last)
+            file.last = file.place.last
+        if file.place.last != file.last or not fits(path, file.place):
+            yield from self._recover(file, path)
         yield from self._find(file)
         uses, state = file.uses, _NOTHING
         for state in survey(path, file.place):  # noqa: B007  # the last one counts
@@ -155,16 +158,20 @@ class Turns:
         if (file.left or 0) <= FEW:
             self._tell_left(file)
 
-    def _recover(self, file: _File, path: Path, last: Sequence) -> Iterator[None]:
-        """The file was edited before the place: go on behind the sequence that was used last, or at the beginning."""
+    def _recover(self, file: _File, path: Path) -> Iterator[None]:
+        """The file was edited before the place: go on behind the sequence that was used last, or at the beginning.
+
+        That it is gone may be because the file is just being written: it is looked for again with the next change.
+        """
         self._set(file, None, Place())
         found: Place | None = None
-        for found in recover(path, last):  # noqa: B007  # the last one counts
+        for found in recover(path, file.last):  # noqa: B007  # the last one counts
             yield
         where = "its beginning: the sequence that was used last is gone" if found is None else f"line {found.line + 1}"
         self._tell(f"{file.door}: {file.path} was edited where it was used; goes on at {where}", True)
         file.place = found or Place()
-        self._store.move(file.door, file.path, file.place)
+        if found:
+            self._store.move(file.door, file.path, found)
 
     def _find(self, file: _File) -> Iterator[None]:
         """The next sequence that was not used: it counts from here on."""

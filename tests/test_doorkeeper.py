@@ -78,6 +78,8 @@ def test_t33_what_is_taken_over_has_no_more_time_than_the_door_gives_now(
     assert found is not None
     assert found.expires == now + DOOR.timeout
     assert sets.reconcile(now) == 1
+    assert kept.close("ssh", "another", SOURCES[0], 1.0, now) is not None
+    assert store.grants(1.0, now) == [], "it would open again at the next start"
 
 
 def test_a_refresh_is_one_grant_with_one_end(store: SQLiteStore, sets: Sets, tmp_path: Path) -> None:
@@ -90,3 +92,21 @@ def test_a_refresh_is_one_grant_with_one_end(store: SQLiteStore, sets: Sets, tmp
     kept.expire(1.0, now + 16)
     assert [line.text for line in lines] == ["198.51.100.1: ssh: command timeout, closed"]
     assert store.grants(1.0, now) == []
+
+
+def test_many_that_end_together_end_in_parts(store: SQLiteStore, sets: Sets, tmp_path: Path) -> None:
+    kept, lines = keeper(store, sets, tmp_path)
+    now = time.monotonic()
+    for number in range(100):
+        kept.open("ssh", bytes((198, 51, 100, number)), 1.0, now)
+    assert kept.expire(1.0, now + 11)
+    assert 0 < len(lines) < 100
+    assert not kept.expire(1.0, now + 11)
+    assert len(lines) == 100
+
+
+def test_a_folder_that_cannot_be_listed_is_told_once(store: SQLiteStore, sets: Sets, tmp_path: Path) -> None:
+    (tmp_path / "allow").write_text("no folder")
+    kept, lines = keeper(store, sets, tmp_path)
+    kept.use([DOOR])
+    assert [line.text.partition(" (hint")[0] for line in lines] == [f"{tmp_path}/allow: Not a directory"]

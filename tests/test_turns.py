@@ -126,6 +126,28 @@ def test_where_an_edited_file_goes_on_is_remembered(play: Play) -> None:
     assert play.now == {"one": sequence(2)}
 
 
+def test_a_file_that_is_seen_half_written_goes_on_where_it_was(play: Play) -> None:
+    """Truncated and written anew in place: what is seen meanwhile is nothing, or its beginning."""
+    play.begin()
+    play.spend(1)
+    play.work()
+    for lines in ([], ["# new", " 1,2,3"], ["# new", " 1,2,3", *LINES]):
+        play.write(*lines)
+        play.look()
+    assert play.now == {"one": sequence(2)}
+
+
+def test_a_use_does_not_put_off_what_a_change_has_made_necessary(play: Play) -> None:
+    """Lines come in front and behind, and the next knock is there before they were looked at."""
+    play.begin()
+    play.write(" 1,2,3", *LINES, " 4,5,6")
+    play.turns.look()
+    assert play.spend(1) == ""
+    play.work()
+    assert play.now == {"one": sequence(2)}
+    assert play.told[-1].endswith(": 4 one-time sequences left (hint: give the client a new file in time)")
+
+
 def test_used_sequences_in_a_new_file_are_passed_over(play: Play) -> None:
     play.begin()
     for number in (1, 2):

@@ -278,18 +278,24 @@ class Sets:
         opened = self._open.get(src, {}).get(door)
         return opened and opened.grant
 
-    def hold(self, door: Door, grant: Grant, now: float) -> None:
+    def holds(self, src: bytes) -> bool:
+        """Whether the kernel has all that this address is granted."""
+        return src not in self._unsure
+
+    def hold(self, door: Door, grant: Grant) -> None:
         """Have the door open as open() would; it is reconcile() that opens it."""
-        grant = grant._replace(expires=min(grant.expires, now + door.timeout))
         elements = tuple(self._elements(door, grant.src))
         self._open.setdefault(grant.src, {})[door.name] = _Open(grant, door.timeout, elements)
         self._unsure.setdefault(grant.src, set())
         self._remember_end(grant)
 
-    def expire(self, now: float) -> list[tuple[Grant, bool]]:
-        """Forget what has ended, which the kernel has closed by itself: the grants, and whether it ever had them."""
-        ended = []
-        while self._ends and self._ends[0].expires <= now:
+    def expire(self, now: float, most: int = MAX_KNOCKERS) -> list[tuple[Grant, bool]]:
+        """Forget what has ended, which the kernel has closed by itself: the grants, and whether it ever had them.
+
+        No more than `most` at a time.
+        """
+        ended: list[tuple[Grant, bool]] = []
+        while self._ends and self._ends[0].expires <= now and len(ended) < most:
             grant = heappop(self._ends).grant
             opened = self._open.get(grant.src, {}).get(grant.door)
             if opened is not None and opened.grant is grant:

@@ -216,17 +216,19 @@ def test_cooldown(world: World) -> None:
         daemon.wait_for("198.51.100.1: ssh: OPEN SESAME")
 
 
-def test_what_could_not_be_opened_has_no_cooldown(world: World) -> None:
-    """The firewall's fault is not the knocker's."""
+def test_what_could_not_be_opened_has_no_cooldown(world: World, note: Path) -> None:
+    """The firewall's fault is not the knocker's; the command runs when the door really opens."""
     make = "add set inet filter a { type ipv4_addr; flags timeout; }"
     world.gateway.nft(f"add table inet filter\n{make}")
-    configure(world, 'sets = ["inet filter a"]\nguard = false\ncooldown = "1h"\n')
+    configure(world, f'sets = ["inet filter a"]\nguard = false\ncooldown = "1h"\non_open = ["{note}"]\n')
     with world.daemon() as daemon:
         world.gateway.nft("delete set inet filter a")
         world.knock(*KNOCKS)
         daemon.wait_for("ssh: not opened: set inet filter a is missing")
+        assert noted(note) == []
         world.gateway.nft(make)
         opened(world, daemon)
+        until(lambda: len(noted(note)) == 1, "the command")
 
 
 def test_several_services_and_sets(world: World) -> None:
@@ -273,7 +275,7 @@ def test_a_state_directory_that_cannot_be_written(world: World) -> None:
     """Plain doors go on working, and it is said; read-only by mount, which stops root too."""
     configure(world, "")
     with daemon_with_state_on(world, "ro") as daemon:
-        daemon.wait_for("nothing is remembered, one-time doors stay shut")
+        daemon.wait_for("nothing is remembered, and one-time doors stay shut until a restart")
         daemon.wait_for("ready")
         opened(world, daemon)
 
@@ -283,7 +285,8 @@ def test_t20_a_full_disk(world: World) -> None:
     file = world.config.parent / "anna"
     file.write_text("1, 2, 3\n")
     file.chmod(0o600)
-    configure(world, f'allow_file = "sshd"\n[doors.once]\nonetime = ["{file}"]\nopens = ["80/tcp"]\n')
+    once = f'[doors.once]\nonetime = ["{file}"]\nopens = ["80/tcp"]\ncooldown = "1h"\n'
+    configure(world, f'allow_file = "sshd"\n{once}')
     with daemon_with_state_on(world, "size=1m") as daemon:
         daemon.wait_for("1 one-time sequence left")
         filler = Path(f"/proc/{daemon.process.pid}/root{world.config.parent}/state/filler")
