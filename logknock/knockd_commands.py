@@ -1,8 +1,9 @@
-"""What a command of knockd.conf does: a rule of the firewall that a door can stand for, or a program to run.
+"""What a command of knockd.conf does: rules of the firewall that a door can stand for, and a program to run.
 
-Rule 1: pure; text comes in, rules or an argv go out, and nothing is run or looked for here.
+Rule 1: pure; text comes in, rules and an argv go out, and nothing is run or looked for here.
 Rule 2: what is not understood to the last word raises CannotSayError with the reason: a restriction that is dropped
-gives more access than was meant, and a shell's sign taken for a letter runs something else.
+gives more access than was meant, and a shell's sign taken for a letter runs something else. The restrictions that lie
+outside of a command (a chain, a zone, a set) come out as what is left to do by hand.
 Rule 3: a command and the one that undoes it have rules of the same `same`.
 """
 
@@ -21,27 +22,16 @@ OURS = "{src}"
 MAX_SERVICES = 64
 
 # What rules are written with instead of numbers; a larger table would be /etc/services, which differs between hosts.
+# fmt: off
 _NAMES = {
-    "ssh": (22, TCP),
-    "ftp": (21, TCP),
-    "telnet": (23, TCP),
-    "smtp": (25, TCP),
-    "smtps": (465, TCP),
-    "submission": (587, TCP),
-    "domain": (53, TCP),
-    "dns": (53, TCP),
-    "http": (80, TCP),
-    "https": (443, TCP),
-    "pop3": (110, TCP),
-    "pop3s": (995, TCP),
-    "imap": (143, TCP),
-    "imaps": (993, TCP),
-    "ldap": (389, TCP),
-    "mysql": (3306, TCP),
-    "postgresql": (5432, TCP),
-    "openvpn": (1194, UDP),
-    "wireguard": (51820, UDP),
+    "ssh": 22, "ftp": 21, "telnet": 23, "smtp": 25, "smtps": 465, "submission": 587, "domain": 53, "dns": 53,
+    "http": 80, "https": 443, "pop3": 110, "pop3s": 995, "imap": 143, "imaps": 993, "ldap": 389, "mysql": 3306,
+    "postgresql": 5432, "openvpn": 1194, "wireguard": 51820,
 }
+# fmt: on
+# The protocols of a name, where they are not TCP alone: in Debian's /etc/services, as ufw reads it, and for firewalld.
+_IN_SERVICES = {**dict.fromkeys(("domain", "https", "ldap", "openvpn"), (TCP, UDP)), "wireguard": (UDP,)}
+_IN_FIREWALLD = {**dict.fromkeys(("domain", "dns"), (TCP, UDP)), **dict.fromkeys(("openvpn", "wireguard"), (UDP,))}
 _PROTOCOLS = {"tcp": TCP, "6": TCP, "udp": UDP, "17": UDP}
 
 # Chains that see what is not for this host itself, or comes from it.
@@ -51,16 +41,23 @@ _OTHER_CHAINS = frozenset({"forward", "output", "prerouting", "postrouting", "do
 # fmt: off
 _PRIVILEGED = frozenset({
     "arptables", "brctl", "bridge", "conntrack", "csf", "doas", "ebtables", "ether-wake", "etherwake", "ferm",
-    "ifconfig", "ifdown", "ifup", "insmod", "ip", "ipset", "iptables-apply", "iptables-restore", "ip6tables-restore",
-    "ipvsadm", "modprobe", "mount", "nmcli", "pkexec", "route", "shorewall", "shorewall6", "su", "sudo",
-    "sysctl", "tc", "umount", "wg", "wg-quick",
+    "halt", "ifconfig", "ifdown", "ifup", "init", "insmod", "ip", "ipset", "iptables-apply", "iptables-restore",
+    "ip6tables-restore", "ipvsadm", "modprobe", "mount", "nmcli", "pkexec", "poweroff", "reboot", "route", "service",
+    "shorewall", "shorewall6", "shutdown", "su", "sudo", "sysctl", "systemctl", "tc", "telinit", "umount", "wg",
+    "wg-quick",
 })
 # fmt: on
+_INIT_SCRIPTS = "/etc/init.d/"
+
+# Programs that run another one, and what of their own may stand before it: options, numbers, times, variables.
+_WRAPPERS = frozenset({"env", "ionice", "nice", "nohup", "setsid", "sudo", "timeout"})
+_OF_WRAPPERS = re.compile(r"-.*|[0-9.]+[smhd]?|\w+=.*")
 _SHELLS = frozenset({"sh", "bash", "dash", "ksh", "zsh", "busybox"})
 
 _PRIVILEGES = "commands run without capabilities, so it would fail"
 _EVERYBODY = f"it opens for everybody, not for {ADDRESS} alone"
-_BLOCKS = "it blocks and does not open"
+_SCRIPT = "put the command into a script, and name that in the door"
+_APART = "leave only the firewall's command here: what runs besides goes into on_open, and a condition cannot be said"
 
 
 class CannotSayError(ValueError):
@@ -76,6 +73,7 @@ class Rule(NamedTuple):
 
     services: empty, where there is no set either: every port. seconds: how long it lasts, if it ends by itself.
     same: what a rule and its deletion have in common. family: 4, 6, or 0 for both. notes: what differs, in words.
+    left: restrictions that a door does not keep, and what to do about each.
     """
 
     adds: bool
@@ -85,31 +83,78 @@ class Rule(NamedTuple):
     set_name: str = ""
     seconds: int | None = None
     notes: tuple[str, ...] = ()
+    left: tuple[tuple[str, str], ...] = ()
 
 
 Argv = tuple[str, ...]
+
+
+class Action(NamedTuple):
+    """What a command does: change rules, run a program, or the one and then the other; false if it does nothing."""
+
+    rules: tuple[Rule, ...] = ()
+    argv: Argv = ()
+
+    def __bool__(self) -> bool:
+        return bool(self.rules or self.argv)
+
+
 Lookup = Callable[[str], str | None]  # the path of a program, None if it is not there
 
 
-def understand(text: str, lookup: Lookup) -> tuple[Rule, ...] | Argv:
-    """The command as rules of the firewall, or as an argv with `{src}` in it; raises CannotSayError."""
+def understand(text: str, lookup: Lookup) -> Action:
+    """The command as rules of the firewall, or as an argv with `{src}` in it, or as both; raises CannotSayError."""
+    try:
+        return _understood(text, lookup)
+    except CannotSayError as error:
+        if error.hint == _SCRIPT and any(_base(word) in _FIREWALLS for word in re.split(r"[\s;&|()'\"`]+", text)):
+            error.hint = _APART  # a script would have no capabilities either
+        raise
+
+
+def _understood(text: str, lookup: Lookup) -> Action:
+    """Rules, then at most one program, then at most a `sleep` and what undoes the rules.
+
+    A program before the rules may be a condition that they depend on, and is not understood.
+    """
     commands = _split(text)
+    if any(word.text == "--permanent" for words in commands for word in words):
+        commands = [words for words in commands if [*map(_base, _peeled(words))] != ["firewall-cmd", "--reload"]]
     if not commands:
         raise CannotSayError("it is empty for a shell")
-    found = [_recognised(words) for words in commands]
-    rules = tuple(rule for rule in found if rule is not None)
-    if len(rules) == len(commands):
-        return rules
-    if len(commands) > 1:
+    rules: list[Rule] = []
+    while commands and (rule := _recognised(commands[0])):
+        rules.append(rule)
+        commands = commands[1:]
+    argv: Argv = ()
+    if commands and not (rules and _pause(commands[0])):
+        argv, commands = _argv(commands[0], lookup), commands[1:]
+    return Action(_for_a_while(rules, commands) if commands else tuple(rules), argv)
+
+
+def _pause(words: list["_Word"]) -> int:
+    """The seconds of a `sleep`; 0 if it is none."""
+    match = re.fullmatch(r"sleep ([0-9]{1,9})([smhd]?)", " ".join([_base(words[0].text), *(w.text for w in words[1:])]))
+    return int(match[1]) * _TIMES[match[2]] if match else 0
+
+
+def _for_a_while(rules: list[Rule], commands: list[list["_Word"]]) -> tuple[Rule, ...]:
+    """The rules, which end with a `sleep`: all that follows on it undoes them."""
+    seconds = _pause(commands[0])
+    undone = [_recognised(words) for words in commands[1:]]
+    if (
+        not seconds
+        or not all(rule.adds for rule in rules)
+        or any(rule is None or rule.adds for rule in undone)
+        or {rule.same for rule in rules} != {rule.same for rule in undone if rule}
+    ):
         raise _needs_shell("a chain of commands")
-    return _argv(commands[0], lookup)
+    return tuple(rule._replace(seconds=min(seconds, rule.seconds or seconds)) for rule in rules)
 
 
 def _recognised(words: list["_Word"]) -> Rule | None:
     """The rule of one command; None if its program is no firewall's."""
-    texts = [word.text for word in words]
-    if _base(texts[0]) == "sudo":
-        texts = texts[2 if texts[1:2] == ["-n"] else 1 :]
+    texts = _peeled(words)
     if not texts or _base(texts[0]) not in _FIREWALLS:
         return None
     braces = "{}" if _base(texts[0]) == "nft" else ""
@@ -118,8 +163,18 @@ def _recognised(words: list["_Word"]) -> Rule | None:
     return _FIREWALLS[_base(texts[0])](texts[1:])
 
 
+def _peeled(words: list["_Word"]) -> list[str]:
+    """The command without programs that only run it."""
+    texts = [word.text for word in words]
+    while texts and _base(texts[0]) in _WRAPPERS:
+        texts = texts[1:]
+        while texts and _OF_WRAPPERS.fullmatch(texts[0]):
+            texts = texts[1:]
+    return texts
+
+
 def _argv(words: list["_Word"], lookup: Lookup) -> Argv:
-    program, base = words[0].text, _base(words[0].text)
+    program = words[0].text
     for word in words:
         if word.special:
             raise _needs_shell(repr(word.special[0]))
@@ -127,11 +182,13 @@ def _argv(words: list["_Word"], lookup: Lookup) -> Argv:
             raise CannotSayError(f"a literal {OURS} cannot be said: it becomes the address")
         if not word.text.isprintable():
             raise CannotSayError("it has characters that are not printable")
-    if base in _PRIVILEGED:
-        hint = "wakeonlan does it without" if base.replace("-", "") == "etherwake" else ""
-        raise CannotSayError(f"{base} needs privileges: {_PRIVILEGES}", hint)
-    if base in _SHELLS and any(re.fullmatch("-[a-z]*c", word.text) for word in words[1:]):
-        raise _needs_shell(f"{base} -c")
+    for run in (program, *_peeled(words)[:1]):
+        base = _base(run)
+        if base in _PRIVILEGED or run.startswith(_INIT_SCRIPTS):
+            hint = "wakeonlan does it without" if base.replace("-", "") == "etherwake" else ""
+            raise CannotSayError(f"{base if base in _PRIVILEGED else run} needs privileges: {_PRIVILEGES}", hint)
+        if base in _SHELLS and any(re.fullmatch("-[a-z]*c", word.text) for word in words[1:]):
+            raise _needs_shell(f"{base} -c")
     path = program if program.startswith("/") else None if "/" in program else lookup(program)
     if path is None or ADDRESS in path:
         message = f"{program} is no absolute path" if "/" in program else f"there is no program {program} here"
@@ -158,7 +215,7 @@ _SHELL_ONLY = frozenset("$`|<>()&")
 
 
 def _needs_shell(what: str) -> CannotSayError:
-    return CannotSayError(f"{what} needs a shell", "put the command into a script, and name that in the door")
+    return CannotSayError(f"{what} needs a shell", _SCRIPT)
 
 
 def _split(text: str) -> list[list[_Word]]:
@@ -251,7 +308,7 @@ def _ports(text: str) -> tuple[int, ...]:
 
 def _port_range(text: str) -> tuple[int, int]:
     if text in _NAMES:
-        return (_NAMES[text][0],) * 2
+        return (_NAMES[text],) * 2
     low, sign, high = text.partition(":" if ":" in text else "-")
     try:
         first = parse_port(low, text)
@@ -286,10 +343,24 @@ def _check_chain(chain: str) -> None:
         raise CannotSayError(f"chain {chain} is not about packets to this host, and a door is")
 
 
-def _chain_notes(chain: str) -> tuple[str, ...]:
-    if chain.lower() in ("input", "ufw-user-input", "ufw6-user-input"):
-        return ()
-    return (f"Chain {chain} is taken for a part of the input: what leads into it is not known here.",)
+def _of_chain(chain: str) -> tuple[tuple[str, str], ...]:
+    return () if chain.lower() in ("input", "ufw-user-input", "ufw6-user-input") else _not_kept(f"chain {chain}")
+
+
+def _not_kept(place: str) -> tuple[tuple[str, str], ...]:
+    return (
+        (
+            f"{place} is not kept: the door opens for whatever packets come for this host",
+            f"let your own firewall accept these services in {place} only",
+        ),
+    )
+
+
+def _blocking(*, adds: bool, knocker: bool) -> CannotSayError:
+    """What a rule is that blocks, or the deletion of one."""
+    if adds:
+        return CannotSayError("it blocks and does not open")
+    return CannotSayError("it takes a block away, and a door opens" if knocker else _EVERYBODY)
 
 
 _ANY_PORT: tuple[Service, ...] = ()
@@ -341,8 +412,10 @@ def _iptables_rule(words: list[str], family: int) -> Rule:
         raise CannotSayError(f"table {options['table']} is not about what may come in")
     _check_chain(chain)
     target = options.get("jump", "")
+    if target in ("DROP", "REJECT", "TARPIT"):
+        raise _blocking(adds=verbs[0] != "delete", knocker=ADDRESS in options.get("source", ""))
     if target != "ACCEPT":
-        raise CannotSayError(_BLOCKS if target in ("DROP", "REJECT", "TARPIT") else f"its target is {target or 'none'}")
+        raise CannotSayError(f"its target is {target or 'none'}")
     _check_source(options.get("source"))
     states = options.get("state", "NEW").upper().split(",")
     if "NEW" not in states:
@@ -350,7 +423,7 @@ def _iptables_rule(words: list[str], family: int) -> Rule:
     services, notes = _iptables_services(options)
     spec = {key: options[key] for key in ("state", "comment", "syn") if key in options}
     same = ("iptables", family, chain, frozenset(services), frozenset(spec.items()), options.get("protocol", ""))
-    return Rule(verbs[0] != "delete", services, same, family, notes=notes + _chain_notes(chain))
+    return Rule(verbs[0] != "delete", services, same, family, notes=notes, left=_of_chain(chain))
 
 
 def _iptables_services(options: dict[str, str]) -> tuple[tuple[Service, ...], tuple[str, ...]]:
@@ -377,8 +450,9 @@ def _iptables_options(words: list[str]) -> dict[str, str]:
         at += 1
         name, sign, value = word.partition("=") if word.startswith("--") else (word[:2], word[2:], word[2:])
         if name not in _IPTABLES:
-            why = _NARROWS.get(name, "it is not understood")
-            raise CannotSayError(f"{name}: {why}", "a door cannot say that" if name in _NARROWS else "")
+            if name in _NARROWS:
+                raise CannotSayError(f"{name}: {_NARROWS[name]}", "a door cannot say that")
+            raise CannotSayError(f"{word}: it is not understood")
         option, takes = _IPTABLES[name]
         if takes and not sign:
             if at == len(words):
@@ -399,20 +473,12 @@ def _iptables_options(words: list[str]) -> dict[str, str]:
 
 # ---- the script that comes with knockd
 
+# fmt: off
 _HELPER = {
-    "-a": ["-A"],
-    "--append": ["-A"],
-    "-i": ["-I"],
-    "--insert": ["-I"],
-    "-x": ["-D"],
-    "--delete": ["-D"],
-    "-f": ["-s"],
-    "--srcaddr": ["-s"],
-    "-d": ["--dport"],
-    "--dstport": ["--dport"],
-    "-p": ["-p"],
-    "--proto": ["-p"],
+    "-a": "-A", "--append": "-A", "-i": "-I", "--insert": "-I", "-x": "-D", "--delete": "-D", "-f": "-s",
+    "--srcaddr": "-s", "-d": "--dport", "--dstport": "--dport", "-p": "-p", "--proto": "-p",
 }
+# fmt: on
 
 
 def _knock_helper(words: list[str]) -> Rule:
@@ -425,10 +491,10 @@ def _knock_helper(words: list[str]) -> Rule:
             continue
         if name in ("-c", "--chain") and at < len(words):
             chain, at = words[at], at + 1
-        elif name in _HELPER and _HELPER[name][0] in ("-A", "-I", "-D"):
-            verb = _HELPER[name][0]
+        elif _HELPER.get(name) in ("-A", "-I", "-D"):
+            verb = _HELPER[name]
         elif name in _HELPER and at < len(words):
-            rest += [*_HELPER[name], words[at]]
+            rest += [_HELPER[name], words[at]]
             at += 1
         else:
             raise CannotSayError(f"{name} is not understood")
@@ -452,16 +518,23 @@ def _ufw(words: list[str]) -> Rule:
         words = words[1:]
     if words[:1] != ["allow"]:
         verb = words[0] if words else "nothing"
-        raise CannotSayError(_BLOCKS if verb in ("deny", "reject") else f"ufw {verb} is not understood")
+        if verb in ("deny", "reject"):
+            raise _blocking(adds=not deletes, knocker=ADDRESS in words)
+        raise CannotSayError(f"ufw {verb} is not understood")
     said = _ufw_clauses(words[1:])
     _check_source(said.get("from"))
     if said.get("to", "any") not in ("any", "0.0.0.0/0", "::/0"):
         raise CannotSayError(f"to {said['to']}: it counts for one destination only", "a door cannot say that")
-    port, _, behind = said.get("port", "").partition("/")
+    port, _, behind = said.get("port", "").lower().partition("/")
     protocol = said.get("proto", behind)
-    protocols = [_protocol(protocol)] if protocol not in ("", "any") else [TCP, UDP]
+    if protocol not in ("", "any"):
+        protocols: tuple[int, ...] = (_protocol(protocol),)
+    elif re.search("[,:]", port):
+        raise CannotSayError("ufw refuses several ports without a protocol", "add proto tcp, or proto udp")
+    else:
+        protocols = _IN_SERVICES.get(port, (TCP,)) if port in _NAMES else (TCP, UDP)
     services = _services(_ports(port), protocols) if port else _ANY_PORT
-    if not port and protocols == [UDP]:
+    if not port and protocols == (UDP,):
         raise CannotSayError("it opens every UDP port, and a door names the services that it opens")
     notes = ("No protocol is named: that is tcp and udp.",) if port and len(protocols) == 2 else ()
     return Rule(not deletes, services, ("ufw", frozenset(services), protocol), notes=notes)
@@ -504,7 +577,7 @@ def _said_once(said: dict[str, str], key: str, value: str) -> str:
 # ---- firewall-cmd
 
 _RICH = re.compile(r"""\s*([a-z-]+)(?:=(?:"([^"']*)"|'([^"']*)'|([^\s"']+)))?(?=\s|$)""")
-_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600}
+_TIMES = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86_400}
 
 
 def _firewall_cmd(words: list[str]) -> Rule:
@@ -532,10 +605,9 @@ def _firewall_cmd(words: list[str]) -> Rule:
             rule, adds = value, name == "--add-rich-rule"
     if not rule:
         raise CannotSayError("it has no rule")
-    services, family = _rich_rule(rule)
-    notes = (f"Zone {zone} is not kept: firewalld still decides what comes in there.",) if zone else ()
+    services, family = _rich_rule(rule, adds=adds)
     same = ("firewalld", zone, permanent, family, frozenset(services))
-    return Rule(adds, services, same, family, seconds=seconds, notes=notes)
+    return Rule(adds, services, same, family, seconds=seconds, left=_not_kept(f"zone {zone}") if zone else ())
 
 
 def _firewalld_time(text: str) -> int:
@@ -545,7 +617,7 @@ def _firewalld_time(text: str) -> int:
     return int(match[1]) * _TIMES[match[2]]
 
 
-def _rich_rule(text: str) -> tuple[tuple[Service, ...], int]:
+def _rich_rule(text: str, *, adds: bool) -> tuple[tuple[Service, ...], int]:
     """What a rich rule accepts, and its family."""
     words, said, at = set(), dict[str, str](), 0
     text = text.strip()
@@ -560,7 +632,7 @@ def _rich_rule(text: str) -> tuple[tuple[Service, ...], int]:
         else:
             _said_once(said, match[1], value)
     if words & {"drop", "reject"}:
-        raise CannotSayError(_BLOCKS)
+        raise _blocking(adds=adds, knocker=ADDRESS in said.get("address", ""))
     unknown = (words - {"rule", "source", "port", "service", "accept"}) | (
         said.keys() - {"family", "priority", "address", "port", "protocol", "name"}
     )
@@ -574,8 +646,7 @@ def _rich_rule(text: str) -> tuple[tuple[Service, ...], int]:
     if "name" in said:
         if said["name"] not in _NAMES or "port" in said:
             raise CannotSayError(f"firewalld's service {said['name']} is not known here", "name its ports")
-        port, proto = _NAMES[said["name"]]
-        return (Service(proto, port),), family
+        return _services((_NAMES[said["name"]],), _IN_FIREWALLD.get(said["name"], (TCP,))), family
     if "port" not in said:
         return _ANY_PORT, family
     return _services(_ports(said["port"]), [_protocol(said.get("protocol", "none"))]), family
@@ -630,7 +701,12 @@ def _nft_element(adds: bool, tokens: Sequence[str]) -> Rule:
         seconds, element = sum(int(count or 0) * unit for count, unit in units), element[:1]
     if element != [ADDRESS]:
         raise CannotSayError(f"an element that is more than {ADDRESS} is not understood")
-    return Rule(adds, (), ("nft element", *place), set_name=" ".join(place), seconds=seconds)
+    name = " ".join(place)
+    own = (
+        f"set {name} needs `flags timeout`, and a timeout of its own does not count any more: the door's replaces it",
+        f"see `nft list set {name}`, and write no longer timeout than is there",
+    )
+    return Rule(adds, (), ("nft element", *place), set_name=name, seconds=seconds, left=() if seconds else (own,))
 
 
 def _nft_rule(adds: bool, tokens: Sequence[str]) -> Rule:
@@ -655,7 +731,7 @@ def _nft_rule(adds: bool, tokens: Sequence[str]) -> Rule:
         elif word == "accept":
             accepts, at = True, at + 1
         elif word in ("drop", "reject"):
-            raise CannotSayError(_BLOCKS)
+            raise _blocking(adds=adds, knocker=ADDRESS in rest)
         elif word == "handle":
             raise CannotSayError("it deletes a rule by its handle, whichever that is")
         else:
@@ -669,7 +745,7 @@ def _nft_rule(adds: bool, tokens: Sequence[str]) -> Rule:
     _check_source(source)
     services = _services(_ports(ports), [proto]) if ports else _ANY_PORT
     same = ("nft rule", family, table, chain, version, frozenset(services), states)
-    return Rule(adds, services, same, version, notes=_chain_notes(chain))
+    return Rule(adds, services, same, version, left=_of_chain(chain))
 
 
 def _nft_values(tokens: Sequence[str], at: int) -> tuple[str, int]:

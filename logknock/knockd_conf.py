@@ -4,7 +4,8 @@ Rule 1: pure; text comes in, text and what is to be said of it go out.
 Rule 2: what knockd refuses, and what it accepts without a word and takes for something else, is an error with its line;
 all errors are found at once.
 Rule 3: nothing is dropped in silence: each line of the original stands in a comment, and a door that cannot be said is
-left as comments with the reason. Nothing becomes more open than it was.
+left as comments with the reason. Rule 4: nothing becomes more open, or open for longer, without a word on standard
+error: what a door does not keep is left to do by hand; what holds for all doors (IPv6, each interface) is told.
 """
 
 import re
@@ -16,7 +17,7 @@ from ipaddress import ip_address
 from typing import NamedTuple
 
 from .knock import MAX_SEQUENCE, Service, parse_port
-from .knockd_commands import Argv, CannotSayError, Lookup, Rule, understand
+from .knockd_commands import Action, CannotSayError, Lookup, Rule, understand
 from .packet import PROTOCOLS, TCP
 
 # What may be read: a thousand doors take about 200 kB. More than this is something else named by mistake.
@@ -35,7 +36,7 @@ _MAX_TIMEOUT = 365 * 86_400
 _MAX_DIGITS = 10
 
 # knockd leaves a door open until it is closed, or for ever; ours always end. A working day, and the next knock is due.
-_UNTIL_CLOSED = "1d"
+_UNTIL_CLOSED = 86_400
 
 # A door that only runs a command is as good as closed at once, so that each knock runs it.
 _AT_ONCE = "1s"
@@ -71,8 +72,8 @@ _KEYS = {
 _OPTIONS = {
     "LOGFILE": "LogFile: logknock writes to standard error, which systemd puts into the journal.",
     "PIDFILE": "PidFile: none is needed: systemd knows the process.",
-    "INTERFACE": "Interface: the rules hear what comes for this host, on whatever interface.",
 }
+_INTERFACE = "Interface: a knock counts on whatever interface it comes in, if it is for this host"
 _SYSLOG = "UseSyslog: logknock writes to standard error, which systemd puts into the journal."
 _FLAGS = ("fin", "syn", "rst", "psh", "ack", "urg")
 
@@ -90,13 +91,15 @@ class Imported(NamedTuple):
     """What became of a knockd.conf.
 
     toml: the configuration, empty if there are errors. doors: how many doors are in it. errors: what is wrong with the
-    file. left: what is not in the configuration as it was: doors that are comments only, and doors that open less.
+    file. left: what is left to do by hand: doors that are comments only, and what others do not keep. told: what
+    differs for every door of a kind.
     """
 
     toml: str
     doors: int
     errors: tuple[Finding, ...]
     left: tuple[Finding, ...]
+    told: tuple[Finding, ...] = ()
 
 
 def convert(text: str, shown: str, lookup: Lookup) -> Imported:
@@ -130,6 +133,7 @@ class _Section:
     values: dict[str, _Line] = field(default_factory=dict)
     written: set[str] = field(default_factory=set)  # keys, those with a wrong value too
     said: list[str] = field(default_factory=list)  # what comments say of the options and of repeated keys
+    told: list[Finding] = field(default_factory=list)  # what is said of them on standard error too
     sequence: tuple[Service, ...] = ()
     flags: dict[str, bool] = field(default_factory=dict)
     name: str = ""
@@ -200,6 +204,10 @@ def _directive(section: _Section, line: _Line) -> None:
         section.said.append(_SYSLOG)
         return
     if not section.is_door:
+        if key == "INTERFACE":
+            hint = 'target = ["192.0.2.1"] limits a door to packets for that address of this host'
+            section.told.append(Finding(line.number, section.shown, _INTERFACE, hint))
+            return
         if key not in _OPTIONS:
             hint = (
                 "UseSyslog takes no value"
@@ -346,7 +354,8 @@ class _Draft:
     opened: tuple[_Same, _Same] = _NOTHING
     closed: tuple[_Same, _Same] = _NOTHING
     kept: Finding | None = None  # why it is comments only
-    less: Finding | None = None  # what it does not open any more
+    left: tuple[Finding, ...] = ()  # what it does not keep
+    told: tuple[Finding, ...] = ()  # what differs for every door of its kind
 
 
 def _draft(section: _Section, lookup: Lookup) -> _Draft:
@@ -360,7 +369,7 @@ def _draft(section: _Section, lookup: Lookup) -> _Draft:
 
 def _keep(draft: _Draft, line: int, message: str, hint: str = "") -> _Draft:
     finding = Finding(line, draft.section.shown, message, hint)
-    return replace(draft, keys={}, opens=(), opened=_NOTHING, closed=_NOTHING, kept=finding, less=None)
+    return replace(draft, keys={}, opens=(), opened=_NOTHING, closed=_NOTHING, kept=finding, left=(), told=())
 
 
 def _listens(draft: _Draft) -> _Draft:
@@ -429,11 +438,19 @@ def _flags(flags: dict[str, bool]) -> tuple[str, str]:
 
 
 class _Both(NamedTuple):
-    """What runs for IPv4 and for IPv6 knockers; () is nothing."""
+    """What is done for IPv4 and for IPv6 knockers."""
 
-    four: tuple[Rule, ...] | Argv
-    six: tuple[Rule, ...] | Argv
+    four: Action
+    six: Action
     line: int
+
+    @property
+    def rules(self) -> tuple[Rule, ...]:
+        return self.four.rules + self.six.rules
+
+    @property
+    def same(self) -> tuple[_Same, _Same]:
+        return frozenset(rule.same for rule in self.four.rules), frozenset(rule.same for rule in self.six.rules)
 
 
 def _acts(draft: _Draft, lookup: Lookup) -> _Draft:
@@ -449,12 +466,12 @@ def _acts(draft: _Draft, lookup: Lookup) -> _Draft:
         raise _KeptError(stop.line or draft.section.line, what, "what is the door to do?")
     if "cmd_timeout" in values and not ("stop_command" in values or "stop_command_6" in values):
         draft = replace(draft, notes=(*draft.notes, "cmd_timeout: without a stop_command it never counted."))
-    if not (_are_rules(start.four) or _are_rules(start.six)):
+    if not start.rules:
         return _runs(draft, start, stop)
-    if not (_are_rules(start.four) and _are_rules(start.six)):
+    if not (start.four.rules and start.six.rules):
         message = "it does not do the same for IPv4 and for IPv6 knockers, and what a door opens is open for both"
         raise _KeptError(start.line, message, "write two doors with different knocks, or the same for both")
-    verbs = {rule.adds for rule in (*_rules(start.four), *_rules(start.six))}
+    verbs = {rule.adds for rule in start.rules}
     if len(verbs) > 1:
         raise _KeptError(start.line, "it both adds and deletes rules", "write two doors")
     return _opens(draft, start, stop) if verbs == {True} else _closes(draft, start, stop)
@@ -462,7 +479,7 @@ def _acts(draft: _Draft, lookup: Lookup) -> _Draft:
 
 def _commands(section: _Section, which: str, lookup: Lookup) -> _Both:
     four, six = section.values.get(f"{which}_command"), section.values.get(f"{which}_command_6")
-    done: dict[str, tuple[Rule, ...] | Argv] = {"": ()}
+    done = {"": Action()}
     for line in (four, six):
         if line is not None and line.text not in done:
             key = f"{which}_command" + ("_6" if line is six else "")
@@ -470,42 +487,48 @@ def _commands(section: _Section, which: str, lookup: Lookup) -> _Both:
                 done[line.text] = understand(line.text, lookup)
             except CannotSayError as error:
                 raise _KeptError(line.number, f"{key}: {error}", error.hint) from None
-    first = done[four.text] if four else ()
+    first = done[four.text] if four else Action()
     line = four or six
     return _Both(first, first if six is None else done[six.text], line.number if line else 0)
 
 
-def _are_rules(found: tuple[Rule, ...] | Argv) -> bool:
-    return bool(found) and isinstance(found[0], Rule)
-
-
-def _rules(found: tuple[Rule, ...] | Argv) -> tuple[Rule, ...]:
-    return tuple(rule for rule in found if isinstance(rule, Rule))
-
-
-def _same(found: tuple[Rule, ...] | Argv) -> _Same:
-    return frozenset(rule.same for rule in _rules(found))
-
-
-def _runs(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
-    """A door that runs programs."""
-    if _are_rules(stop.four) or _are_rules(stop.six):
-        message = "stop_command is of the firewall, and start_command is not"
-        raise _KeptError(stop.line, message, "commands run without capabilities, so it would fail")
-    keys = dict(draft.keys)
+def _programs(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
+    """The door with the programs that it runs."""
+    keys, told = dict(draft.keys), draft.told
     # knockd runs no stop_command for one whose start_command is empty.
-    closes = stop.four if start.four else (), stop.six if start.six else ()
-    for key, four, six in (("on_open", start.four, start.six), ("on_close", *closes)):
+    closes = stop.four.argv if start.four else (), stop.six.argv if start.six else ()
+    for key, line, four, six in (
+        ("on_open", start.line, start.four.argv, start.six.argv),
+        ("on_close", stop.line, *closes),
+    ):
         if four:
             keys[key] = _list(four)
         if six != four:
             keys[f"{key}_6"] = _list(six)
-    lasts, notes = _timeout(draft.section, closes=any(closes))
-    keys["timeout"] = _quote(lasts or _AT_ONCE)
-    if not lasts:
-        notes += (f"timeout: nothing is to be closed; {_AT_ONCE}, so that each knock runs the command.",)
-    notes += ("Commands run without a shell and without privileges: a program that needs root fails.",)
-    return replace(draft, keys=keys, notes=(*draft.notes, *notes))
+        for argv in dict.fromkeys(filter(None, (four, six))):
+            message = f"{_shown(' '.join(argv))} runs without privileges and without a shell: does it need root?"
+            told += (Finding(line, draft.section.shown, message),)
+    return replace(draft, keys=keys, told=told)
+
+
+def _runs(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
+    """A door that runs programs."""
+    if stop.rules:
+        message = "stop_command is of the firewall, and start_command is not"
+        raise _KeptError(stop.line, message, "commands run without capabilities, so it would fail")
+    draft = _programs(draft, start, stop)
+    closes = (start.four and stop.four) or (start.six and stop.six)
+    lasts, notes = _timeout(draft.section, closes=bool(closes))
+    return _at_once(draft) if not lasts else _noted(draft, *notes, timeout=_quote(lasts))
+
+
+def _at_once(draft: _Draft) -> _Draft:
+    note = f"timeout: nothing is to be closed; {_AT_ONCE}, so that each knock runs the command."
+    return _noted(draft, note, timeout=_quote(_AT_ONCE))
+
+
+def _noted(draft: _Draft, *notes: str, **keys: str) -> _Draft:
+    return replace(draft, keys={**draft.keys, **keys}, notes=(*draft.notes, *notes))
 
 
 def _timeout(section: _Section, *, closes: bool) -> tuple[str, tuple[str, ...]]:
@@ -525,48 +548,45 @@ def _timeout(section: _Section, *, closes: bool) -> tuple[str, tuple[str, ...]]:
 
 def _opens(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
     """A door that lets the knocker in, and closes by itself."""
-    four, six = _rules(start.four), _rules(start.six)
     _check_opening(start, stop)
-    services, every = _opened_services(four)
-    sets = tuple(dict.fromkeys(rule.set_name for rule in (*four, *six) if rule.set_name))
-    keys = dict(draft.keys)
-    less = None
+    section, rules = draft.section, start.rules
+    services, every = _opened_services(start.four.rules)
+    sets = tuple(dict.fromkeys(rule.set_name for rule in rules if rule.set_name))
+    left = dict.fromkeys(pair for rule in rules for pair in rule.left)
     if every:
         services = tuple(dict.fromkeys((_EVERY_PORT, *services)))
         message = f"it opens every TCP port, which a door cannot say: {_EVERY_PORT} is what is opened here"
-        less = Finding(start.line, draft.section.shown, message, "add to opens what else is to be opened")
-    if services:
-        keys["opens"] = _list(services)
-    if sets:
-        keys["sets"] = _list(sets)
+        left[message, "add to opens what else is to be opened"] = None
     if services and sets:
         raise _KeptError(start.line, "it accepts some and fills a set too", "write two doors of the same sequence")
-    lasts, notes = _open_time(draft.section, (*four, *six), closes=bool(stop.four or stop.six))
-    keys["timeout"] = _quote(lasts)
-    notes = (*dict.fromkeys(note for rule in (*four, *six) for note in rule.notes), *notes)
-    if (families := {rule.family for rule in (*four, *six)}) in ({4}, {6}):
+    keys = {"opens": _list(services)} if services else {"sets": _list(sets)}
+    draft = _programs(replace(draft, keys=draft.keys | keys), start, stop)
+    lasts, notes = _open_time(section, rules, closes=bool(stop.four or stop.six))
+    if start.four.argv or start.six.argv:
+        notes += ("on_open: it runs when the door opens, and not again while it is open.",)
+    told = draft.told
+    if (families := {rule.family for rule in rules}) in ({4}, {6}):
         other = "IPv6" if families == {4} else "IPv4"
-        notes += (f"{other} knockers get in too: knockd's command failed for their addresses.",)
+        message = f"{other} knockers get in too: knockd's command failed for their addresses"
+        told += (Finding(start.line, section.shown, message),)
     return replace(
-        draft,
-        keys=keys,
-        notes=(*draft.notes, *notes),
+        _noted(draft, *dict.fromkeys(note for rule in rules for note in rule.notes), *notes, timeout=_quote(lasts)),
         opens=services,
-        opened=(_same(four), _same(six)),
-        less=less,
+        opened=start.same,
+        left=tuple(Finding(start.line, section.shown, *pair) for pair in left),
+        told=told,
     )
 
 
 def _check_opening(start: _Both, stop: _Both) -> None:
     """Whether it opens the same for both families, and closes just that; raises _KeptError."""
-    four, six = _rules(start.four), _rules(start.six)
-    of_four, of_six = _opened_services(four), _opened_services(six)
+    of_four, of_six = _opened_services(start.four.rules), _opened_services(start.six.rules)
     if (set(of_four[0]), of_four[1]) != (set(of_six[0]), of_six[1]):
         message = "it does not open the same for IPv4 and for IPv6 knockers, and what a door opens is open for both"
         raise _KeptError(start.line, message, "write two doors with different knocks, or the same for both")
-    if (stop.four or stop.six) and (_same(stop.four), _same(stop.six)) != (_same(four), _same(six)):
+    if (stop.four or stop.six) and stop.same != start.same:
         raise _KeptError(stop.line, "stop_command does not undo what start_command does", "what is it to close?")
-    if any(rule.adds for rule in (*_rules(stop.four), *_rules(stop.six))):
+    if any(rule.adds for rule in stop.rules):
         raise _KeptError(stop.line, "stop_command opens what start_command opens", "what is it to close?")
 
 
@@ -585,9 +605,11 @@ def _open_time(section: _Section, rules: tuple[Rule, ...], *, closes: bool) -> t
     lasts, notes = _timeout(section, closes=closes)
     if lasts:
         return lasts, notes
-    return _UNTIL_CLOSED, (
-        f"timeout: knockd leaves it open until something closes it, and a door here always ends: {_UNTIL_CLOSED}. It"
-        " limits new connections only, those that are made live on.",
+    # A set may have a timeout of its own, which is not known here: nothing shorter than this one is likely.
+    seconds = _CMD_TIMEOUT if any(rule.set_name for rule in rules) else _UNTIL_CLOSED
+    return _duration(seconds), (
+        f"timeout: nothing says when knockd closes it, and a door here always ends: {_duration(seconds)}. It limits new"
+        " connections only, those that are made live on.",
     )
 
 
@@ -595,7 +617,9 @@ def _closes(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
     """A door that closes others: which, only all of them together show."""
     if stop.four or stop.six:
         raise _KeptError(stop.line, "it closes something for a while, which a door cannot say")
-    return replace(draft, closed=(_same(start.four), _same(start.six)))
+    if start.four.argv or start.six.argv:
+        draft = _at_once(_programs(draft, start, stop))
+    return replace(draft, closed=start.same)
 
 
 # ---- doors beside doors
@@ -626,15 +650,19 @@ def _closing(draft: _Draft, openers: dict[tuple[object, ...], list[_Draft]]) -> 
     """The door with the names of those that it closes: all that they open is what it deletes."""
     closed = draft.closed[0] | draft.closed[1]
     found = {opener.section.name: opener for rule in closed for opener in openers.get(rule, ())}
-    fitting = [opener for opener in found.values() if any(there <= closed for there in opener.opened)]
-    names = [opener.section.name for opener in sorted(fitting, key=lambda opener: opener.section.line)]
-    covered = {rule for name in names for there in found[name].opened for rule in there}
+    those = sorted(found.values(), key=lambda opener: opener.section.line)
+    names = [opener.section.name for opener in those]
     first = draft.section.values.get("start_command") or draft.section.values["start_command_6"]
+    for opener in those:
+        if not any(there <= closed for there in opener.opened):
+            message = f"it closes a part of what {_shown(opener.section.title)} opens, and a door closes as a whole"
+            return _keep(draft, first.number, message, "is all of it to be closed? name the door in closes")
+    covered = {rule for opener in those for there in opener.opened for rule in there}
     if not names or not (draft.closed[0] <= covered or draft.closed[1] <= covered):
         hint = "is there an opening door of the same rule, and could it be converted?"
         return _keep(draft, first.number, "no door here opens just what it closes", hint)
     note = f"closes: what it deletes is what {', '.join(names[:_MAX_NAMED])} opens."
-    return replace(draft, keys={**draft.keys, "closes": _list(names)}, notes=(*draft.notes, note))
+    return _noted(draft, note, closes=_list(names))
 
 
 # ---- TOML
@@ -696,7 +724,9 @@ def _head(shown: str, drafts: list[_Draft]) -> Iterator[str]:
 
 def _written(sections: list[_Section], drafts: list[_Draft], shown: str) -> Imported:
     by_line = {draft.section.line: draft for draft in drafts}
-    left = [finding for draft in drafts for finding in (draft.kept, draft.less) if finding]
+    left = [finding for draft in drafts for finding in (draft.kept, *draft.left) if finding]
+    told = [finding for section in sections for finding in section.told]
+    told += [finding for draft in drafts for finding in draft.told]
     lines = list(_head(shown, drafts))
     for section in sections:
         if section.lines:
@@ -704,19 +734,30 @@ def _written(sections: list[_Section], drafts: list[_Draft], shown: str) -> Impo
         if draft := by_line.get(section.line):
             lines += _door(draft)
         else:
-            lines += [line for said in dict.fromkeys(section.said) for line in _comment(said)]
+            said = (*section.said, *(f"{finding.message}." for finding in section.told))
+            lines += [line for text in dict.fromkeys(said) for line in _comment(text)]
     written = sum(draft.kept is None for draft in drafts)
-    return Imported("\n".join(lines) + "\n", written, (), tuple(left))
+    return Imported("\n".join(lines) + "\n", written, (), tuple(left), _summed(told))
+
+
+def _summed(findings: list[Finding]) -> tuple[Finding, ...]:
+    """Each message once, where it first holds, and how often."""
+    more = Counter(finding.message for finding in findings)
+    first = {finding.message: finding for finding in reversed(findings)}
+    return tuple(
+        finding._replace(message=f"{text} ({more[text] - 1} more like it)") if more[text] > 1 else finding
+        for text, finding in sorted(first.items(), key=lambda item: item[1])
+    )
 
 
 def _door(draft: _Draft) -> Iterator[str]:
-    for finding, what in ((draft.kept, "NOT CONVERTED"), (draft.less, "OPENS LESS")):
-        if finding:
-            hint = f" ({finding.hint})" if finding.hint else ""
-            yield from _comment(f"{what}: line {finding.line}: {finding.message}{hint}")
+    what = "NOT CONVERTED" if draft.kept else "LEFT TO YOU"
+    for finding in [draft.kept] if draft.kept else draft.left:
+        hint = f" ({finding.hint})" if finding.hint else ""
+        yield from _comment(f"{what}: line {finding.line}: {finding.message}{hint}")
     if draft.kept is None:
-        for note in draft.notes:
-            yield from _comment(note)
+        for note in (*draft.notes, *(finding.message for finding in draft.told)):
+            yield from _comment(note if note[-1] in ".?" else f"{note}.")
         name = draft.section.name
         yield f"[doors.{_quote(name) if '.' in name else name}]"
         for key, value in draft.keys.items():

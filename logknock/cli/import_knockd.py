@@ -37,8 +37,9 @@ def import_knockd(file: Path, output: Path | None) -> int:
 
     FILE is /etc/knockd.conf if it is not named, and - is standard input. The usual commands of iptables, ip6tables,
     ufw, firewall-cmd and nft become opens, sets, closes and timeout, other commands on_open and on_close. A door that
-    cannot be said stays as comments with the reason. Exit code 0: all is converted; 1: something is left to do by
-    hand; 78: FILE has errors, and nothing is written; 77: it cannot be read for lack of permission.
+    cannot be said stays as comments with the reason. Exit code 0: all is converted, and notes say what differs for
+    doors of a kind; 1: something is left to do by hand; 78: FILE has errors, and nothing is written; 77: it cannot be
+    read for lack of permission.
     """
     imported = convert(_read(file).decode(errors="surrogateescape"), str(file), _find_program)
     if imported.errors:
@@ -49,9 +50,10 @@ def import_knockd(file: Path, output: Path | None) -> int:
         click.echo(imported.toml, nl=False)
     else:
         _write(output, imported.toml)
-    for finding in imported.left:
-        for line in _problem(file, finding).report():
-            click.echo(line, err=True)
+    for findings, prefix in ((imported.told, "logknock: note: "), (imported.left, "logknock: ")):
+        for finding in findings:
+            for line in _problem(file, finding).report(prefix):
+                click.echo(line, err=True)
     if not imported.doors:
         click.echo(f"logknock: {printable(str(file))}: no door could be converted, so `check` will not pass", err=True)
     if output is not None:
