@@ -62,9 +62,10 @@ install:
 	$(SUDO) /usr/bin/python3 -m venv --clear --system-site-packages $(PREFIX)
 	$(SUDO) $(PREFIX)/bin/pip install --quiet --disable-pip-version-check --root-user-action=ignore .
 	$(SUDO) ln -sfn $(PREFIX)/bin/logknock $(COMMAND)
+	$(SUDO) ln -sfn $(PREFIX)/bin/logknock-client $(COMMAND)-client
 
 uninstall:
-	$(SUDO) rm -rf $(PREFIX) $(COMMAND)
+	$(SUDO) rm -rf $(PREFIX) $(COMMAND) $(COMMAND)-client
 
 clean:
 	rm -rf $(VENV) dist build bench.json

@@ -6,10 +6,11 @@ last knock, a rename makes it count. So a sequence of which a part was sent is s
 is. Rule 3: a position is one small file of JSON, for each file of sequences, that a person can read and correct.
 
 A knock may be lost on the way, and then the server is still where it was. Where nothing answered behind the door, the
-position says so (`unanswered`): whoever comes next, and waits for an answer, sends the same sequence first, and goes on
-to the following one only if that is not answered either. The following one is remembered only once it is answered.
-An answer may also have come through a door that was open still, after a knock that was lost. So a run whose sequence is
-not answered at two tries sends the one before it at the third, and where that is answered, goes back to it.
+position says so (`unanswered`): whoever comes next, and waits for an answer, sends the same sequence first, once, and
+goes on to the following one if that is not answered either; that one is remembered only once it is answered, or the
+run ends after its first try. An answer may also have come through a door that was open still, after a knock that was
+lost. So a run whose sequence is not answered at two tries sends the one before it at the third, and where that is
+answered, goes back to it. A refusal is no answer: it may be a firewall's, which has heard nothing.
 """
 
 import fcntl
@@ -40,6 +41,9 @@ _BACK_TRY = 3
 LOCK_LIMIT = 120.0
 _LOCK_POLL = 0.05
 
+# No file is longer; what claims to be is no position.
+_MAX_OFFSET = 1 << 62
+
 # A position takes some hundred bytes.
 _MAX_BYTES = 65_536
 
@@ -57,8 +61,9 @@ def state_folder() -> Path:
     """`$XDG_STATE_HOME/logknock`, by default `~/.local/state/logknock`; raises LogknockError where there is no home."""
     base = os.environ.get("XDG_STATE_HOME", "")
     if not os.path.isabs(base):  # which the specification says to ignore
-        base = os.path.expanduser("~/.local/state")
-    if not os.path.isabs(base):
+        home = os.path.expanduser("~")
+        base = f"{home}/.local/state" if os.environ.get("HOME") != "" and os.path.isdir(home) else ""
+    if not base:
         raise LogknockError("there is no home directory to keep positions in", "set HOME or XDG_STATE_HOME")
     return Path(base, "logknock")
 
@@ -105,7 +110,15 @@ class Position:
 
     def sent(self) -> None:
         """What was taken has been sent: from now on it counts as used, unless only an answer makes it so."""
-        if self._now is not self._kept and not (self._verify and self._kept.unanswered):
+        if self._now is self._kept:
+            if self._kept.unanswered and self._next is None and not self._again:
+                # Once more is enough: a run that ends here, after one try, must not keep the next one from going on.
+                self._file.prepare(self._kept._replace(unanswered=False))
+                self._file.commit()
+        elif self._verify and self._kept.unanswered:
+            self._file.prepare(self._kept)
+            self._file.commit()
+        else:
             self._file.commit()
 
     def answered(self) -> None:
@@ -254,7 +267,7 @@ def _parse(data: bytes) -> _Record:
     """The record that the JSON says; raises ValueError or RecursionError."""
     match json.loads(data):
         case {"line": int(line), "offset": int(offset), "last": [*words], "unanswered": bool(unanswered)}:
-            if line >= 0 and offset >= 0 and all(isinstance(word, str) for word in words):
+            if line >= 0 and 0 <= offset < _MAX_OFFSET and all(isinstance(word, str) for word in words):
                 return _Record(Place(line, offset, tuple(map(Service.parse, words))), unanswered)
     raise ValueError
 

@@ -43,7 +43,7 @@ _FIRST_WAIT = 0.25
 _SILENT_HINT = (
     "the daemon's log on that host says what it heard of the knocks; for a slow network give --tries and --timeout"
 )
-_REFUSED_HINT = "the way there is open: see whether the service runs"
+_REFUSED_HINT = "either nothing listens there, or a firewall refuses what it has not let in"
 
 
 class Supply(Protocol):
@@ -123,11 +123,7 @@ def enter(run: Run, address: Address, service: Service, supply: Supply, told: To
         again_at = time.monotonic() + RETRY_PAUSE
         try:
             connection = connect(address, service.port, run.limit)
-        except ConnectionRefusedError as error:
-            # Where a guard drops what may not pass, whoever is refused has passed: the knock was heard.
-            supply.answered()
-            failure = error
-        except OSError as error:
+        except OSError as error:  # a refusal too: it may be a firewall's, which has not heard the knock
             failure = error
         else:
             supply.answered()

@@ -1,6 +1,6 @@
 """How things stand: whether a daemon runs, which doors are open, how far the one-time files are used, what happened.
 
-Rule 1: it changes nothing, and takes no lock: a daemon that starts meanwhile must find its directory free. Rule 2: what
+Rule 1: it changes nothing, and takes no lock: a daemon that starts meanwhile must find its own free. Rule 2: what
 cannot be read is said, and the rest is answered all the same. Rule 3: which sequence counts is found as `turns` finds
 it, so that both say the same. Rule 4: no sequence is in the answer.
 """
@@ -18,7 +18,7 @@ from .knock import Door, Sequence
 from .onetime import Place
 from .onetime_files import fits, next_turn, recover, survey
 from .packet import address_text
-from .store import DATABASE, MAX_HISTORY, Reader, StoreError, read_only
+from .store import DATABASE, LOCK, MAX_HISTORY, Reader, StoreError, read_only
 from .turns import FEW
 
 # What may be asked for of what happened: more is not kept.
@@ -102,12 +102,12 @@ def look(doors: Iterable[Door], state: Path, most: int, progress: Progress, only
 
 
 def find_daemon(state: Path) -> Running:
-    """Whether a process holds the lock of the state directory, by the kernel's list of locks.
+    """Whether a process holds the lock in the state directory, by the kernel's list of locks.
 
     To try the lock would be simpler, and would make a daemon fail that tries it at the same time.
     """
     try:
-        descriptor = os.open(state, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = os.open(state / LOCK, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC)
     except (FileNotFoundError, NotADirectoryError):
         return Running(False)
     except OSError:
@@ -187,8 +187,8 @@ def _open(state: Path) -> Reader | None:
     """The database; None where there is none yet, since nothing has happened. Raises StoreError."""
     path = state / DATABASE
     try:
-        path.stat()
-        if os.access(path, os.R_OK):
+        path.lstat()
+        if os.access(path, os.R_OK, follow_symlinks=False):
             return read_only(state)
     except FileNotFoundError:
         if path.with_name(f"{DATABASE}-wal").exists():

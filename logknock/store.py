@@ -3,16 +3,19 @@
 Rule 1: nobody gets in on what is not durable: `use` returns when the disk has it, or raises. Rule 2: a database that
 is damaged or not ours is left as it is, since a new one in its place would make used sequences valid again; so one is
 made under another name and is whole when it gets its own. Rule 3: one process writes; who reads changes no file.
+Rule 4: what others than root and the daemon's own user could have written opens nothing.
 """
 
 import fcntl
 import math
 import os
 import sqlite3
+import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from shlex import quote
 from struct import Struct
 from typing import Any, NamedTuple, Protocol, Self
 from zlib import crc32
@@ -23,6 +26,9 @@ from .onetime import Place
 from .packet import PROTOCOL_NAMES
 
 DATABASE = "logknock.db"
+
+# Locked for as long as a daemon runs. Not the directory itself: whoever can read that could hold its lock.
+LOCK = "lock"
 
 # Openings, closings and uses that are kept: a month of 300 a day, about 1 MiB.
 MAX_HISTORY = 10_000
@@ -47,6 +53,9 @@ _LONGEST = 366 * 86_400
 
 # No row has more than two names and a path; whatever claims to be larger is damage.
 _MAX_VALUE = 65_536
+
+# What the configuration allows a door's name to have.
+_LONGEST_NAME = 63
 
 _PAGE = 4096
 _APPLICATION = 0x6C6B6E6B  # "lknk", in the file's header
@@ -89,6 +98,9 @@ _TABLES = (
     detail TEXT NOT NULL
 ) STRICT""",
 )
+
+# What SQLite calls the files that belong to a database: it reads each that is there, and believes it.
+_PARTS = ("", "-journal", "-wal", "-shm")
 
 _AWAY = (
     f"move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away and start again; sequences that were used would then be "
@@ -172,7 +184,10 @@ class Store(Protocol):
         """What happened last, the latest first."""
 
     def trim(self) -> None:
-        """Forget what is too old, in a part small enough for the daemon's loop."""
+        """Forget what is too old, in a part small enough for the daemon's loop.
+
+        Raises StoreError too once the files are gone: called now and then, it tells before somebody's knock does.
+        """
 
     @property
     def needs_checkpoint(self) -> bool:
@@ -255,14 +270,14 @@ class Reader:
 
 
 class SQLiteStore(Reader):
-    """The Store in the state directory, which `lock`, from `_lock`, keeps other daemons out of."""
+    """The Store in the state directory, which `lock`, from `_lock`, keeps other daemons out of, until it is closed."""
 
     def __init__(self, state: Path, lock: int) -> None:
         """Raises StoreError, and leaves the lock to the caller then."""
         path = state / DATABASE
         self.created = not _size(path)[0]
         if self.created:
-            _create(path, lock)
+            _create(path)
         # What a crash has left in the log is merged soon: SQLite reads all of it at each start.
         self._commits = CHECKPOINT_COMMITS if _size(_log(path))[1] else 0
         database, self.checked = _open(path)
@@ -273,8 +288,7 @@ class SQLiteStore(Reader):
         self._checkpointing = threading.Lock()
 
     def use(self, code: Code, place: Place, src: bytes, wall: float) -> bool:
-        if _identities(self._path) != self._files:
-            raise StoreError(f"{self._path}: was removed or replaced while in use", _AWAY)
+        self._see_files()
         with self._transaction("FULL") as run:
             query = "INSERT OR IGNORE INTO used VALUES (?, ?)"
             new = run(query, (code.door, _pack(code.sequence))).rowcount
@@ -310,6 +324,7 @@ class SQLiteStore(Reader):
         return [record.stored() for record in now]
 
     def trim(self) -> None:
+        self._see_files()
         with _told(self._path):
             (first,) = self._db.execute("SELECT min(id) FROM history").fetchone()
             (last,) = self._db.execute("SELECT max(id) FROM history").fetchone()
@@ -348,6 +363,11 @@ class SQLiteStore(Reader):
                 super().close()
             finally:
                 os.close(lock)
+
+    def _see_files(self) -> None:
+        """Raise StoreError unless they still have their names: what is written to one without is lost at the end."""
+        if _identities(self._path) != self._files:
+            raise StoreError(f"{self._path}: was removed or replaced while in use", _AWAY)
 
     @contextmanager
     def _transaction(self, synchronous: str = "NORMAL") -> Iterator[Callable[..., sqlite3.Cursor]]:
@@ -471,15 +491,19 @@ def _read_only(path: Path) -> Reader:
 
 
 def _lock(state: Path) -> int:
-    """A descriptor of the directory that holds its lock for as long as it is open, in this process alone."""
+    """A descriptor of the lock file that holds the lock for as long as it is open, in this process alone."""
+    path = state / LOCK
     try:
-        if not state.exists():
-            state.mkdir(parents=True)
-            # Others may pass through to what is meant for them (allow/); each secret file is 0600 by itself.
+        with suppress(FileExistsError):
+            state.mkdir(mode=0o711, parents=True)
+            # Whatever the umask: others may pass through to what is meant for them (allow/), and each secret file is
+            # 0600 by itself. `rules apply`, where it comes first, makes the directory the same way.
             state.chmod(0o711)
-        descriptor = os.open(state, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        _distrust(state, state.stat())
+        _distrust_file(path)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
-        raise _unusable(state, error) from None
+        raise _unusable(Path(error.filename or path), error) from None
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -487,19 +511,41 @@ def _lock(state: Path) -> int:
         if isinstance(error, BlockingIOError):
             hint = "stop that one, or give this one a state directory of its own ([paths] state)"
             raise StateInUse(f"{state}: another logknock daemon uses it", hint, UNAVAILABLE) from None
-        raise _unusable(state, error) from None
+        raise _unusable(path, error) from None
     return descriptor
 
 
-def _create(path: Path, directory: int) -> None:
+def _distrust_file(path: Path) -> None:
+    """Raise StoreError if it is there and is not a file of ours, or OSError."""
+    with suppress(FileNotFoundError):
+        found = path.lstat()
+        if not stat.S_ISREG(found.st_mode):
+            raise StoreError(f"{path}: is no file", "move it away: it is not what logknock made")
+        _distrust(path, found)
+
+
+def _distrust(path: Path, found: os.stat_result) -> None:
+    """Raise StoreError if others than root and ourselves can write it, or can read it though it is a file."""
+    me, name = os.geteuid(), quote(str(path))
+    if found.st_uid not in (0, me):
+        hint = f"if what is there is to be believed: chown {me or 'root'} {name}"
+        raise StoreError(f"{path}: belongs to another user (uid {found.st_uid})", hint)
+    folder = stat.S_ISDIR(found.st_mode)
+    if shared := found.st_mode & (0o022 if folder else 0o026):
+        how = "written" if shared & 0o022 else "read"
+        hint = f"if what is there is to be believed: chmod {'go-w' if folder else 'g-w,o-rwx'} {name}"
+        raise StoreError(f"{path}: can be {how} by others", hint)
+
+
+def _create(path: Path) -> None:
     """Make the database: whole and on the disk before it has its name, so what is there is never half made."""
     if _size(_log(path))[1]:
         # SQLite would apply it to the new database.
         raise StoreError(f"{path}: is gone, but {DATABASE}-wal, which belongs to it, is there", _AWAY)
     new = path.with_name(f"{DATABASE}.new")
     try:
-        for suffix in ("", "-journal", "-wal", "-shm"):
-            new.with_name(new.name + suffix).unlink(missing_ok=True)
+        for part in _PARTS:
+            new.with_name(new.name + part).unlink(missing_ok=True)
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         with _told(path):
             database = _connect(new, "rw", _OPEN_WAIT)
@@ -515,7 +561,11 @@ def _create(path: Path, directory: int) -> None:
             finally:
                 database.close()
         new.rename(path)
-        os.fsync(directory)
+        folder = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
     except OSError as error:
         raise _unusable(path, error) from None
 
@@ -523,6 +573,11 @@ def _create(path: Path, directory: int) -> None:
 def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
     """The connection that writes, and whether the check of the file came to its end in time."""
     _look(path)
+    try:
+        for part in _PARTS:
+            _distrust_file(path.with_name(path.name + part))
+    except OSError as error:
+        raise _unusable(path, error) from None
     if _size(path)[1] % _PAGE and not _size(_log(path))[1]:
         raise _damaged(path, "it ends in the middle of a page")  # SQLite would read zeros there
     with _told(path):
@@ -549,6 +604,10 @@ def _look(path: Path) -> None:
     """Say what SQLite has but one word for. Never opens the file: closing it would drop this process's locks on it."""
     if not _size(path)[0]:
         raise StoreError(f"{path}: is not there yet", "the daemon makes it when it starts for the first time")
+    if path.is_symlink():
+        # SQLite has the log beside the file that the link leads to, where nothing here would look for it.
+        hint = "move what it leads to here, together with its -wal and -shm, or let [paths] state lead there"
+        raise StoreError(f"{path}: is a link", hint)
     if not path.is_file():
         raise StoreError(f"{path}: is no file", _AWAY)
 
@@ -611,11 +670,15 @@ class _Record(NamedTuple):
 
     @classmethod
     def from_row(cls, row: Any) -> Self | None:
-        """None for a row that is not as it was written: one changed bit is a stranger's address."""
+        """None for a row that is not as it was written: one changed bit is a stranger's address.
+
+        The seal is no secret, and the name goes to the log: it has to be one that a door can have.
+        """
         match row:
             case (str(), bytes(src), float(expires), float(opened), str(boot), float(mono), float(wall), int(seal)):
                 sound = math.isfinite(opened) and math.isfinite(wall) and 0 <= expires - mono <= _LONGEST
-                if sound and len(src) in (4, 16) and seal == _seal(row[:-1]):
+                named = 0 < len(row[0]) <= _LONGEST_NAME and row[0].isascii() and row[0].isprintable()
+                if sound and named and len(src) in (4, 16) and seal == _seal(row[:-1]):
                     return cls(Grant(*row[:3]), opened, boot, mono, wall)
         return None
 
@@ -668,9 +731,9 @@ def _log(path: Path) -> Path:
 
 
 def _size(path: Path) -> tuple[bool, int]:
-    """Whether there is such a file, and how many bytes it has."""
+    """Whether there is such a file, or a link of that name, and how many bytes it has."""
     try:
-        return True, path.stat().st_size
+        return True, path.lstat().st_size
     except FileNotFoundError:
         return False, 0
     except OSError as error:

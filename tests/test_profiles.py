@@ -298,8 +298,20 @@ def test_a_knock_that_was_lost_while_the_door_was_open_still_is_found_to_be(code
     assert taken(codes, verify=True, answers=THIRD) == THIRD
 
 
+def test_runs_of_a_single_try_do_not_stay_with_one_sequence_for_ever(codes: Path) -> None:
+    """ssh gives up before the second try, say: each sequence is sent twice at most."""
+
+    def once() -> str:
+        with positions.use(codes, lambda text: None, verify=True) as position:
+            sent = ",".join(str(knock.service) for knock in position.take())
+            position.sent()
+        return sent
+
+    assert [once() for _ in range(5)] == [FIRST, FIRST, SECOND, SECOND, THIRD]
+
+
 def test_what_was_heard_once_is_what_a_run_stays_with(codes: Path) -> None:
-    """A service that refuses has been reached: the run tries again, and does not go back as if nothing had come."""
+    """Asked again after an answer, a run does not go back as if nothing had come."""
     taken(codes)
     with positions.use(codes, lambda text: None, verify=True) as position:
         for _ in range(4):

@@ -181,14 +181,26 @@ def mode(path: Path) -> int:
     return stat.S_IMODE(path.stat().st_mode)
 
 
-def test_the_seed_is_made_once_and_is_root_s_alone(tmp_path: Path) -> None:
+@pytest.mark.parametrize("umask", [0o077, 0])
+def test_the_seed_is_made_once_and_is_root_s_alone(tmp_path: Path, umask: int) -> None:
+    """The directory lets other services through to what is theirs (allow/), as the daemon makes it."""
     state = tmp_path / "lib" / "logknock"
-    seed = ruleset.trap_seed(state)
+    before = os.umask(umask)
+    try:
+        seed = ruleset.trap_seed(state)
+    finally:
+        os.umask(before)
     assert len(seed) == 32
     assert seed != ruleset.trap_seed(tmp_path / "other")
     assert ruleset.trap_seed(state) == seed
     assert [path.name for path in state.iterdir()] == ["traps.seed"]
-    assert (mode(state), mode(state / "traps.seed")) == (0o700, 0o600)
+    assert (mode(state), mode(state / "traps.seed")) == (0o711, 0o600)
+
+
+def test_a_directory_that_is_there_stays_as_it_is(tmp_path: Path) -> None:
+    tmp_path.chmod(0o700)
+    ruleset.trap_seed(tmp_path)
+    assert mode(tmp_path) == 0o700
 
 
 def test_two_that_make_a_seed_at_a_time_have_the_same(tmp_path: Path) -> None:

@@ -1,12 +1,14 @@
 """The state store: what it remembers, through crashes, full disks, damage and other people's clocks."""
 
 import ctypes
+import fcntl
 import os
 import shutil
 import signal
 import sqlite3
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +30,7 @@ from logknock.packet import TCP, UDP
 from logknock.store import (
     CHECKPOINT_COMMITS,
     DATABASE,
+    LOCK,
     MAX_HISTORY,
     NoStore,
     Reader,
@@ -44,6 +47,14 @@ ALICE, BOB = "/etc/logknock/onetime/alice", "/etc/logknock/onetime/bob"
 SRC = bytes([203, 0, 113, 7])
 GRANT = Grant("ssh", SRC, 130.0)
 NOW, MONO = 1_800_000_000.0, 100.0
+
+
+@pytest.fixture(autouse=True, scope="module")
+def private() -> Iterator[None]:
+    """The files that these tests write in logknock's place are nobody else's, as its own are."""
+    before = os.umask(0o077)
+    yield
+    os.umask(before)
 
 
 def sequence(number: int) -> Sequence:
@@ -281,11 +292,11 @@ class TestRemembering:
                 found = {path.name: path.stat().st_mode & 0o777 for path in (tmp_path / "var" / "state").iterdir()}
         finally:
             os.umask(before)
-        assert found == {DATABASE: 0o600, f"{DATABASE}-wal": 0o600, f"{DATABASE}-shm": 0o600}
+        assert found == {DATABASE: 0o600, f"{DATABASE}-wal": 0o600, f"{DATABASE}-shm": 0o600, LOCK: 0o600}
         assert (tmp_path / "var" / "state").stat().st_mode & 0o777 == 0o711
 
     def test_the_log_is_merged_when_it_is_due(self, tmp_path: Path) -> None:
-        """The log stays within its bound, with checkpoints in another thread while the first one writes."""
+        """It begins anew then, instead of growing. (What is written meanwhile puts that off until the next time.)"""
         log = tmp_path / f"{DATABASE}-wal"
         with opened(tmp_path) as store:
             for number in range(3 * CHECKPOINT_COMMITS):
@@ -293,13 +304,21 @@ class TestRemembering:
                 if store.needs_checkpoint:
                     worker = threading.Thread(target=store.checkpoint)
                     worker.start()
-                    store.opened(GRANT, NOW, MONO)
                     worker.join()
                     assert not store.needs_checkpoint
-            assert log.stat().st_size < 12 << 20
+            assert log.stat().st_size < 16 << 20
         assert not log.exists()
         store.checkpoint()  # too late, and harmless
         assert not log.exists()
+
+    def test_one_writes_while_the_log_is_merged(self, tmp_path: Path) -> None:
+        with opened(tmp_path) as store:
+            worker = threading.Thread(target=store.checkpoint)
+            worker.start()
+            for number in range(100):
+                store.opened(GRANT._replace(expires=130.0 + number), NOW, MONO)
+            worker.join()
+            assert [stored.grant.expires for stored in store.grants(NOW, MONO)] == [229.0]
 
 
 class TestBoots:
@@ -392,7 +411,7 @@ class TestCrashes:
         for _ in at_each_step(tmp_path / "state", lambda state: state, act):
             with opened(tmp_path / "state") as store:
                 assert use(store, 1)
-            assert [path.name for path in (tmp_path / "state").iterdir()] == [DATABASE]
+            assert {path.name for path in (tmp_path / "state").iterdir()} == {DATABASE, LOCK}
 
     def test_t20_killed_at_any_time(self, tmp_path: Path) -> None:
         """While another thread makes checkpoints: what was answered is there, and the parts fit together."""
@@ -519,7 +538,7 @@ class TestTrouble:
         """No half of a database is left."""
 
         def act() -> None:
-            mount("-t", "tmpfs", "-o", "size=64k", "tmpfs", str(tmp_path))
+            mount("-t", "tmpfs", "-o", "size=64k,mode=700", "tmpfs", str(tmp_path))
             (tmp_path / "filler").write_bytes(bytes(60 << 10))
             refused(tmp_path)
             assert not (tmp_path / DATABASE).exists()
@@ -530,10 +549,10 @@ class TestTrouble:
         in_private_mounts(act)
 
     def test_a_read_only_directory(self, tmp_path: Path) -> None:
-        """Refused when opening; who only reads can; the lock holds there too."""
+        """Refused when opening; who only reads can; the lock holds there too, if it is there."""
 
         def act() -> None:
-            mount("-t", "tmpfs", "tmpfs", str(tmp_path))
+            mount("-t", "tmpfs", "-o", "mode=700", "tmpfs", str(tmp_path))
             with opened(tmp_path) as store:
                 assert use(store, 1)
             mount("-o", "remount,ro", str(tmp_path))
@@ -545,6 +564,10 @@ class TestTrouble:
             refused(tmp_path / "state")
             with closing(open_store(tmp_path)), pytest.raises(StateInUse):
                 open_store(tmp_path)
+            mount("-o", "remount,rw", str(tmp_path))
+            (tmp_path / LOCK).unlink()
+            mount("-o", "remount,ro", str(tmp_path))
+            assert f"{LOCK}: Read-only" in refused(tmp_path).message
             mount("-o", "remount,rw", str(tmp_path))
             with opened(tmp_path) as store:
                 assert not use(store, 1)
@@ -592,10 +615,19 @@ class TestTrouble:
         with opened(tmp_path) as store:
             assert use(store, 1)
             (tmp_path / name).rename(tmp_path / "elsewhere")
-            with pytest.raises(StoreError, match="removed"):
-                use(store, 2)
+            for call in (lambda: use(store, 2), store.trim):
+                with pytest.raises(StoreError, match="removed"):
+                    call()
             (tmp_path / "elsewhere").rename(tmp_path / name)
             assert use(store, 2)
+            store.trim()
+
+    def test_a_directory_that_is_removed_while_in_use(self, tmp_path: Path) -> None:
+        """It is known within a second, since trim() is called each: not only when somebody knocks."""
+        with opened(tmp_path / "state") as store:
+            shutil.rmtree(tmp_path / "state")
+            with pytest.raises(StoreError, match="removed"):
+                store.trim()
 
     def test_two_daemons(self, tmp_path: Path) -> None:
         """The second one refuses, and says which directory; a dead one holds nothing."""
@@ -615,6 +647,17 @@ class TestTrouble:
         in_child(die)
         with opened(tmp_path):
             pass
+
+    def test_who_can_read_the_directory_cannot_stop_a_start(self, tmp_path: Path) -> None:
+        """A lock of the directory is anybody's to have where it can be read."""
+        tmp_path.chmod(0o755)
+        lock = os.open(tmp_path, os.O_RDONLY)
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            with opened(tmp_path) as store:
+                assert use(store, 1)
+        finally:
+            os.close(lock)
 
     def test_a_started_program_does_not_keep_the_lock(self, tmp_path: Path) -> None:
         """A command that outlives the daemon is no second daemon."""
@@ -714,6 +757,23 @@ class TestDamage:
         assert "no file" in refused(tmp_path).message
         (tmp_path / "file").touch()
         assert "Not a directory" in refused(tmp_path / "file").message
+
+    @pytest.mark.parametrize("there", [True, False])
+    def test_a_link_in_its_place(self, tmp_path: Path, there: bool) -> None:
+        """Its log would be where nobody looks; and what leads nowhere is no reason to begin anew."""
+        state, elsewhere = tmp_path / "state", tmp_path / "elsewhere"
+        with opened(state) as store:
+            use(store, 1)
+        if there:
+            (state / DATABASE).rename(elsewhere)
+        else:
+            (state / DATABASE).unlink()
+        (state / DATABASE).symlink_to(elsewhere)
+        assert "is a link" in refused(state).message
+        with pytest.raises(StoreError, match="is a link"):
+            read_only(state)
+        assert (state / DATABASE).is_symlink()
+        assert elsewhere.exists() == there
 
     def test_a_newer_schema(self, tmp_path: Path) -> None:
         """Another version's meaning is not guessed."""
@@ -861,6 +921,110 @@ class TestDamage:
 
 
 COUNT = 600
+
+NOBODY = 65534
+
+
+class TestForeign:
+    """What other users could have written opens no door, whoever the daemon runs as."""
+
+    @pytest.mark.parametrize(
+        ("name", "mode", "owner", "says"),
+        [
+            pytest.param("", 0o777, 0, "can be written", id="a directory for all"),
+            pytest.param("", 0o1777, 0, "can be written", id="a directory like that for temporary files"),
+            pytest.param("", 0o770, 0, "can be written", id="a group's directory"),
+            pytest.param("", 0o700, NOBODY, "another user", id="another user's directory"),
+            pytest.param(DATABASE, 0o666, 0, "can be written", id="a database for all"),
+            pytest.param(DATABASE, 0o660, 0, "can be written", id="a group's database"),
+            pytest.param(DATABASE, 0o644, 0, "can be read", id="a database that all can read"),
+            pytest.param(DATABASE, 0o600, NOBODY, "another user", id="another user's database"),
+            pytest.param(f"{DATABASE}-wal", 0o600, NOBODY, "another user", id="another user's log"),
+            pytest.param(f"{DATABASE}-shm", 0o666, 0, "can be written", id="an index for all"),
+            pytest.param(f"{DATABASE}-journal", 0o600, NOBODY, "another user", id="another user's journal"),
+            pytest.param(LOCK, 0o644, 0, "can be read", id="a lock that all can hold"),
+            pytest.param(LOCK, 0o600, NOBODY, "another user", id="another user's lock"),
+        ],
+    )
+    def test_refused_until_somebody_has_seen_to_it(
+        self, tmp_path: Path, name: str, mode: int, owner: int, says: str
+    ) -> None:
+        """With nothing changed; the hint is the command that makes it ours."""
+        with opened(tmp_path) as store:
+            use(store, 1)
+        path = tmp_path / name
+        if name and not path.exists():
+            path.touch()
+        os.chown(path, owner, -1)
+        path.chmod(mode)
+        before = contents(tmp_path)
+        reason = refused(tmp_path)
+        assert f"{path}: " in reason.message
+        assert says in reason.message
+        assert contents(tmp_path) == before
+        subprocess.run(["sh", "-c", reason.hint.partition("believed: ")[2]], check=True)
+        with opened(tmp_path) as store:
+            assert not use(store, 1)
+
+    def test_before_there_is_a_database(self, tmp_path: Path) -> None:
+        """In a directory for all none is made."""
+        tmp_path.chmod(0o777)
+        assert "can be written by others" in refused(tmp_path).message
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("name", [LOCK, f"{DATABASE}-wal"])
+    def test_what_is_no_file(self, tmp_path: Path, name: str) -> None:
+        """A pipe left there would hold up the start for ever."""
+        with opened(tmp_path):
+            pass
+        (tmp_path / name).unlink(missing_ok=True)
+        os.mkfifo(tmp_path / name)
+        assert f"{name}: is no file" in refused(tmp_path).message
+
+    @pytest.mark.parametrize(("mode", "database"), [(0o700, 0o600), (0o711, 0o600), (0o755, 0o640)])
+    def test_what_is_nobody_else_s_to_write(self, tmp_path: Path, mode: int, database: int) -> None:
+        """As `rules apply` or an older version has made it, or as an administrator may want it: it stays like that."""
+        state = tmp_path / "state"
+        state.mkdir()
+        state.chmod(mode)
+        with opened(state) as store:
+            use(store, 1)
+        (state / DATABASE).chmod(database)
+        with opened(state) as store:
+            assert not use(store, 1)
+        assert (state.stat().st_mode & 0o777, (state / DATABASE).stat().st_mode & 0o777) == (mode, database)
+
+    def test_a_daemon_that_is_not_root(self) -> None:
+        """It has a directory of its own, which root can read; what is a third user's it refuses."""
+        with tempfile.TemporaryDirectory() as folder:  # where another user can get to
+            state, other, root_s = (Path(folder, name) for name in ("state", "other", "root"))
+            Path(folder).chmod(0o711)
+            for path, owner in ((state, NOBODY), (other, NOBODY - 1), (root_s, 0)):
+                path.mkdir()
+                path.chmod(0o711)
+                os.chown(path, owner, owner)
+
+            def act() -> None:
+                os.setgroups([])
+                os.setgid(NOBODY)
+                os.setuid(NOBODY)
+                with opened(state) as store:
+                    use(store, 1)
+                assert "another user" in refused(other).message
+                assert f"{LOCK}: Permission denied" in refused(root_s).message
+
+            assert in_child(act) == 0
+            with read_only(state) as reader:
+                assert reader.was_used("ssh", sequence(1))
+            assert "another user" in refused(state).message, "root believes nobody else"
+
+    @pytest.mark.parametrize("door", ["\x1b[2J", "ssh\nlogknock: 1 doors are open", "", "x" * 64, "s\u202eh"])
+    def test_no_door_has_such_a_name(self, tmp_path: Path, door: str) -> None:
+        """The seal is easily made; what is told of a grant goes to the log as it is."""
+        with opened(tmp_path) as store:
+            for name in (door, "x" * 63):
+                store.opened(GRANT._replace(door=name), NOW, MONO)
+            assert [stored.grant.door for stored in store.grants(NOW, MONO)] == ["x" * 63]
 
 
 def test_without_a_store_one_time_doors_stay_shut(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from typing import ClassVar
 import click
 
 from .. import __version__
-from ..errors import FAILURE, LogknockError
+from ..errors import FAILURE, UNAVAILABLE, LogknockError
 
 
 def fail(error: LogknockError) -> int:
@@ -83,6 +83,9 @@ def main(commands: click.Group = cli) -> None:
     except click.ClickException as error:
         error.show()
         code = error.exit_code
+    except ModuleNotFoundError as error:
+        name = (error.name or "").partition(".")[0]
+        code = fail(LogknockError(f"this needs the Python module {name}", f"install python3-{name}", UNAVAILABLE))
     except OSError as error:  # the files that we work on are seen to elsewhere: this is what we print to
         code = FAILURE
         if error.errno != errno.EPIPE:  # `logknock … | head` needs no telling

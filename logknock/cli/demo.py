@@ -1,10 +1,14 @@
 """`logknock demo`: a door opened and closed, for a person to watch. Rule: it prints what the demo has to show."""
 
+from typing import TYPE_CHECKING
+
 import click
-from rich.console import Console
-from rich.text import Text
 
 from ..demo import Demo, Kind, Shown, StepError, enter, isolated
+
+if TYPE_CHECKING:  # `logknock --help` works without it
+    from rich.console import Console
+    from rich.text import Text
 
 _PROMPTS = {"gateway": "gateway# ", "client": "client$ "}
 
@@ -20,6 +24,9 @@ def demo(outside: str | None) -> int:
     """
     if outside is None:
         return isolated()
+    from rich.console import Console
+    from rich.text import Text
+
     enter(outside)
     console = Console(highlight=False)
     try:
@@ -33,7 +40,9 @@ def demo(outside: str | None) -> int:
     return 0
 
 
-def _show(console: Console, shown: Shown) -> None:
+def _show(console: "Console", shown: Shown) -> None:
+    from rich.text import Text
+
     match shown.kind:
         case Kind.STEP | Kind.SUMMARY:
             console.print()
@@ -52,16 +61,18 @@ def _show(console: Console, shown: Shown) -> None:
             _mark(console, "✓", "ok:", "green", shown.text)
 
 
-def _line(console: Console, text: Text) -> None:
+def _line(console: "Console", text: "Text") -> None:
     """A line as it is: where it is too long, the terminal breaks it, and it is still one line to copy."""
     console.print(text, soft_wrap=True)
 
 
-def _words(console: Console, text: Text) -> None:
+def _words(console: "Console", text: "Text") -> None:
     """Sentences, broken between words where a terminal is narrow."""
     console.print(text, soft_wrap=not console.is_terminal)
 
 
-def _mark(console: Console, mark: str, plain: str, style: str, text: str) -> None:
+def _mark(console: "Console", mark: str, plain: str, style: str, text: str) -> None:
+    from rich.text import Text
+
     shown = mark if console.encoding.startswith("utf") else plain
     _words(console, Text.assemble((shown, f"bold {style}"), " ", text))

@@ -180,6 +180,8 @@ def _of_profiles(names: tuple[str, ...], options: dict[str, Any]) -> list[runs.R
 
     for name in names:
         if not profiles.is_name(name):
+            if names[1:]:
+                raise click.UsageError(f"{names[1]!r} is no SERVICE, such as 22/tcp or 53/udp.")
             raise click.UsageError(f"{name!r} is no PROFILE, and there is no SERVICE to knock at, such as 7000/tcp.")
     file = options["file"] or profiles.default_file()
     if not options["file"] and not file.exists():

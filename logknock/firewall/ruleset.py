@@ -21,7 +21,7 @@ from .. import netlink, trial
 from ..config import Config
 from ..errors import NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
 from ..knock import Service
-from ..onetime_files import OnetimeError, knocked_in
+from ..onetime_files import OnetimeError, knocked_in, named_twice
 from ..packet import PROTOCOL_NAMES, TCP, UDP
 from ..trial import Outcome, Trial
 
@@ -145,8 +145,8 @@ def knocked_once(config: Config) -> tuple[frozenset[Service], tuple[str, ...]]:
         services |= found.services
         problems += found.problems
         if guarded := sorted(found.services & config.guarded):
-            problems.append(f"{path}: knocks on {guarded[0]}, which is guarded: no knock there counts")
-    return frozenset(services), tuple(problems)
+            problems.append(f"{path}: knocks on {guarded[0]}, which is guarded: choose other ports")
+    return frozenset(services), (*problems, *named_twice(config.doors))
 
 
 def trap_seed(state: Path) -> bytes:
@@ -155,7 +155,9 @@ def trap_seed(state: Path) -> bytes:
     try:
         with suppress(FileNotFoundError):
             return _checked_seed(path)
-        state.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with suppress(FileExistsError):
+            state.mkdir(mode=0o711, parents=True)
+            state.chmod(0o711)  # whatever the umask: as the daemon makes it, for others to pass through to allow/
         _make_seed(path)
         return _checked_seed(path)
     except OSError as error:

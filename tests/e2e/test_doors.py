@@ -259,7 +259,7 @@ def fill(path: Path) -> None:
 def daemon_with_state_on(world: World, options: str) -> Iterator[Daemon]:
     """The daemon, in a mount namespace where its state directory is a tmpfs of its own."""
     state = world.config.parent / "state"
-    mount = f"mount -t tmpfs -o {options} tmpfs {state}"
+    mount = f"mount -t tmpfs -o {options},mode=700 tmpfs {state}"
     script = f"{mount} && exec {sys.executable} -m logknock run -c {world.config}"
     process = world.gateway.start("unshare", "-m", "sh", "-c", script, stderr=subprocess.PIPE)
     try:

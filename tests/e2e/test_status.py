@@ -24,7 +24,7 @@ from logknock.knock import Sequence as Knocks
 from logknock.onetime import Place
 from logknock.onetime_files import find_next, fits
 from logknock.status import Running, find_daemon, look
-from logknock.store import open_store
+from logknock.store import LOCK, open_store
 from logknock.turns import FEW, Turns
 
 from .world import Daemon, World
@@ -204,7 +204,7 @@ def test_it_never_holds_the_lock_that_a_daemon_needs(tmp_path: Path) -> None:
         end = time.monotonic() + 0.5
         while time.monotonic() < end or len(seen) < 2:
             assert time.monotonic() < end + 20, f"only {seen} was seen"
-            lock = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+            lock = os.open(tmp_path / LOCK, os.O_RDONLY | os.O_CREAT)
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             finally:
@@ -213,6 +213,21 @@ def test_it_never_holds_the_lock_that_a_daemon_needs(tmp_path: Path) -> None:
         ended.set()
         thread.join()
     assert seen == {Running(False), Running(True, os.getpid())}
+
+
+def test_who_can_read_the_directory_is_no_daemon(tmp_path: Path) -> None:
+    """The directory's own lock is anybody's to have; a daemon has that of a file in it, and is seen by it."""
+    state = tmp_path / "state"
+    assert find_daemon(state) == Running(False), "there is none yet"
+    store = open_store(state)
+    lock = os.open(state, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert find_daemon(state) == Running(True, os.getpid())
+        store.close()
+        assert find_daemon(state) == Running(False)
+    finally:
+        os.close(lock)
 
 
 def test_one_door_alone(world: World, file: Path) -> None:
