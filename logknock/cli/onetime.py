@@ -7,8 +7,6 @@ from pathlib import Path
 from secrets import SystemRandom
 
 import click
-from rich.console import Console
-from rich.progress import track
 
 from ..config import Config, PortRange, load
 from ..config_values import WrongError, port_range
@@ -96,7 +94,8 @@ def _avoided(config: Config) -> frozenset[Service]:
     """What is something else already; a port that is excluded from the traps may well be knocked on."""
     listening = ruleset.listening()
     opened = (service for door in config.doors for service in door.opens)
-    traps = ruleset.traps(config, ruleset.trap_seed(config.state), listening)
+    others, _ = ruleset.knocked_once(config)
+    traps = ruleset.traps(config, ruleset.trap_seed(config.state), listening, others)
     return traps.union(config.guarded, config.knocked, opened, listening)
 
 
@@ -104,4 +103,9 @@ def _watched(sequences: Iterable[Sequence], count: int) -> Iterable[Sequence]:
     """The same, with a bar on a terminal where there are many."""
     if count < _SHOWN_FROM or not sys.stderr.isatty():
         return sequences  # rich would end its line, where it has written none
+    try:
+        from rich.console import Console
+        from rich.progress import track
+    except ModuleNotFoundError:
+        return sequences
     return track(sequences, "writing", count, console=Console(stderr=True), transient=True)

@@ -586,7 +586,9 @@ def test_the_client_alone_needs_nothing_but_the_standard_library_and_click(
 
 
 def test_the_command_is_installed_and_has_these_two_commands(knocker: Knocker) -> None:
-    scripts = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["scripts"]
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    assert [word.partition(">")[0] for word in project["dependencies"]] == ["click"]
+    scripts = project["scripts"]
     assert scripts["logknock-client"] == "logknock.cli.client:main"
     shown = knocker.host.run(sys.executable, "-c", BARE, "-h").stdout
     assert re.findall(r"^  (\w+)  ", shown.partition("Commands:")[2], re.MULTILINE) == ["knock", "proxy"]
