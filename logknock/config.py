@@ -252,9 +252,10 @@ def _check_together(path: Path, doors: _Doors, report: Report) -> None:
 def _warn_of_scans(traps: int, firewall: Table, doors: _Doors) -> None:
     """What a port scan can open: with traps, sequences of one or two knocks; without, every sequence sometimes (T3)."""
     lengths = [len(door.sequence) for door, _ in doors if len(door.sequence) > 1]
-    if lengths and not traps:
-        fewest = min(lengths)
-        message = f"without traps, a random scan of all ports opens {fewest} knocks once in {factorial(fewest):,} times"
+    onetime = any(door.onetime for door, _ in doors)  # how long their sequences are is not known here
+    if (lengths or onetime) and not traps:
+        many, times = ("n", "n!") if onetime else (str(min(lengths)), f"{factorial(min(lengths)):,}")
+        message = f"without traps, a random scan of all ports opens {many} knocks once in {times} times"
         hint = "leave it out (1024), unless your own rules log all that they drop"
         firewall.warn("traps", message, hint)
     for door, table in doors:

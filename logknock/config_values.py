@@ -66,6 +66,8 @@ def table(header: str) -> Callable[[object], dict[str, Any]]:
 
 
 def elements(value: object) -> list[Any]:
+    if isinstance(value, str) and len(value.split()) > 1:
+        return _of(list, value, 'write it in brackets, each element in quotes of its own: ["...", "..."]')
     return _of(list, value, f"write [{json.dumps(value, ensure_ascii=False)}]" if isinstance(value, str) else "")
 
 
@@ -138,8 +140,7 @@ def set_name(value: object) -> SetName:
 def network(value: object) -> Network:
     """A network as it is written, where that says of every bit what is meant."""
     written = text("192.0.2.0/24")(value)
-    if "%" in written:
-        raise WrongError(f"{written!r} has a zone", "a packet's source has none: leave out what begins with %")
+    _refuse_zone(written)
     try:
         found = ip_network(written, strict=False)
         address = ip_address(written.partition("/")[0])
@@ -157,10 +158,21 @@ def network(value: object) -> Network:
 def address(value: object) -> bytes:
     """An address in network order: 4 bytes for IPv4, 16 for IPv6."""
     written = text("192.0.2.7")(value)
-    found = network(written)
+    _refuse_zone(written)
     if "/" in written:
         raise WrongError(f"{written!r} is a network", "write one address, like 192.0.2.7")
-    return found.network_address.packed
+    try:
+        found = ip_address(written)
+    except ValueError:
+        raise WrongError(f"{written!r} is no IP address", 'write "192.0.2.7" or "2001:db8::7"') from None
+    if isinstance(found, IPv6Address) and found.ipv4_mapped:
+        raise WrongError(f"{written} is IPv4 written as IPv6", f'write "{found.ipv4_mapped}"')
+    return found.packed
+
+
+def _refuse_zone(written: str) -> None:
+    if "%" in written:
+        raise WrongError(f"{written!r} has a zone", "a packet's source has none: leave out what begins with %")
 
 
 def argument(value: object) -> str:

@@ -15,13 +15,13 @@ import stat
 import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import repeat
+from itertools import islice, repeat
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
 from .errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError, printable
-from .knock import MAX_SEQUENCE, Sequence, Service
+from .knock import MAX_SEQUENCE, Door, Sequence, Service
 from .onetime import MAX_LINE, Place, format_line, parse_knock, parse_line
 
 # What is read at a time; more than MAX_LINE.
@@ -31,7 +31,7 @@ CHUNK = 65_536
 FEW_LINES = 256
 
 # What is surveyed at a time: lines that have to be read one by one, or eight times as many that have not (a
-# millisecond each).
+# millisecond each). As many are looked at between two pauses where the store is asked of each (two milliseconds).
 GROUP = 128
 _GROUPS_AT_ONCE = 16
 _FEW_HITS = GROUP // 16
@@ -54,6 +54,12 @@ _HEADER = b"""\
 
 # Never waits for the other end of a FIFO, never becomes a terminal's session.
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+
+# Fewer knocks than MIN_LENGTH, and what that means.
+_SHORT = {
+    1: "has a single knock in a sequence: any port scan opens the door",
+    2: "has two knocks in a sequence: a port scan opens the door by chance",
+}
 
 _WRITE_HINTS = {
     errno.ENOSPC: "make room on the disk, or ask for fewer",
@@ -91,6 +97,7 @@ class Survey(NamedTuple):
 
     sequences: how many. services: what they knock on. problems: the first few malformed lines, `line 12: ...`;
     malformed: how many there are. found: just behind the last line that holds what was looked for.
+    shortest: how many knocks the shortest sequence has; 0 without one.
     """
 
     sequences: int
@@ -98,6 +105,7 @@ class Survey(NamedTuple):
     problems: tuple[str, ...]
     malformed: int
     found: Place | None
+    shortest: int = 0
 
 
 def find_next(path: Path, place: Place) -> Found:
@@ -109,19 +117,15 @@ def find_next(path: Path, place: Place) -> Found:
     with _opened(path) as descriptor:
         piece = _read_lines(descriptor, place.offset)
     problems: list[str] = []
-    number, offset = place.line, piece.start
-    for line in piece.lines[:FEW_LINES]:
-        number, offset = number + 1, min(offset + len(line) + 1, piece.end)
-        try:
-            sequence = parse_line(line)
-        except ValueError as error:
-            problems.append(f"line {number}: {error}")
-            continue
-        if sequence is not None:
-            return Found(sequence, Place(number, offset, sequence), False, _told(problems, len(problems)))
+    for line in islice(_parsed(piece, place), FEW_LINES):
+        place = line.place
+        if line.problem:
+            problems.append(f"line {place.line}: {line.problem}")
+        if line.sequence is not None:
+            return Found(line.sequence, place, False, _told(problems, len(problems)))
     if len(piece.lines) > FEW_LINES:
-        return Found(None, Place(number, offset, place.last), False, _told(problems, len(problems)))
-    return Found(None, Place(number, piece.end, place.last), piece.ended, _told(problems, len(problems)))
+        return Found(None, place, False, _told(problems, len(problems)))
+    return Found(None, place._replace(offset=piece.end), piece.ended, _told(problems, len(problems)))
 
 
 def fits(path: Path, place: Place) -> bool:
@@ -175,24 +179,24 @@ class Turn(NamedTuple):
 
 
 def next_turn(path: Path, place: Place, was_used: Callable[[Sequence], bool]) -> Iterator[Turn]:
-    """Look behind the place for the first sequence that was not used, in short steps; the last answer is complete.
+    """Look behind the place for the first sequence that was not used, in slices of two milliseconds or so.
 
-    Raises OnetimeError, and what `was_used` raises.
+    The last answer is complete. Raises OnetimeError, and what `was_used` raises.
     """
-    after, skipped = place, 0
-    while True:
-        found = find_next(path, after)
-        after = found.place
-        if found.sequence is None:
-            if found.ended:
+    after, skipped, ended = place, 0, False
+    while not ended:
+        with _opened(path) as descriptor:
+            piece = _read_lines(descriptor, after.offset)
+        for count, line in enumerate(_parsed(piece, after), start=1):
+            after = line.place
+            if line.sequence is not None:
+                if not was_used(line.sequence):
+                    yield Turn(line.sequence, place, after, skipped)
+                    return
+                place, skipped = after, skipped + 1
+            if count % GROUP == 0:
                 yield Turn(None, place, after, skipped)
-                return
-        elif was_used(found.sequence):
-            place = after
-            skipped += 1
-        else:
-            yield Turn(found.sequence, place, after, skipped)
-            return
+        after, ended = after._replace(offset=piece.end), piece.ended
         yield Turn(None, place, after, skipped)
 
 
@@ -206,7 +210,7 @@ def recover(path: Path, last: Sequence) -> Iterator[Place | None]:
 
 
 class Knocked(NamedTuple):
-    """What the sequences of some files knock on, and `FILE: line 12: ...` for lines that are malformed."""
+    """What the sequences of some files knock on, and `FILE: line 12: ...` for lines that are malformed or too short."""
 
     services: frozenset[Service]
     problems: tuple[str, ...]
@@ -221,7 +225,26 @@ def knocked_in(paths: Iterable[Path]) -> Knocked:
         services |= complete.services
         told = _told(complete.problems, complete.malformed)
         problems += [f"{path}: {problem}" for problem in told]
+        if short := _SHORT.get(complete.shortest):
+            problems.append(f"{path}: {short} (hint: three knocks or more)")
     return Knocked(frozenset(services), tuple(problems))
+
+
+def named_twice(doors: Iterable[Door]) -> tuple[str, ...]:
+    """A line of text for each file that has a second name, or a second door: what is used at one counts at the other.
+
+    What cannot be looked at is left out.
+    """
+    first: dict[tuple[int, int], str] = {}
+    told: list[str] = []
+    for name, file in ((door.name, file) for door in doors for file in door.onetime):
+        with suppress(OSError):
+            status = os.stat(file)
+            this = f"{file} (door {name})"
+            same = first.setdefault((status.st_dev, status.st_ino), this)
+            if same is not this:
+                told.append(f"{this}: is the same file as {same} (hint: each client and each door has its own)")
+    return tuple(told)
 
 
 def write_new(path: Path, sequences: Iterable[Sequence]) -> None:
@@ -288,6 +311,28 @@ def _read_lines(descriptor: int, offset: int) -> _Piece:
     return _Piece(lines, base + start, base + after, ended)
 
 
+class _Line(NamedTuple):
+    """A line, and how far the file is read behind it; the sequence is None where a comment or a problem is there."""
+
+    place: Place
+    sequence: Sequence | None
+    problem: str
+
+
+def _parsed(piece: _Piece, place: Place) -> Iterator[_Line]:
+    """The piece's lines, one by one; the first one is the next after the place."""
+    offset, last = piece.start, place.last
+    for number, line in enumerate(piece.lines, start=place.line + 1):
+        offset = min(offset + len(line) + 1, piece.end)
+        sequence, problem = None, ""
+        try:
+            sequence = parse_line(line)
+        except ValueError as error:
+            problem = str(error)
+        last = sequence or last
+        yield _Line(Place(number, offset, last), sequence, problem)
+
+
 class _Group(NamedTuple):
     """Some lines that follow each other; `number` is the first one's, counted from 1, and `offset` where it begins.
 
@@ -328,25 +373,26 @@ class _Tally:
     def __init__(self) -> None:
         self.services: set[Service] = set()
         self._sequences = 0
+        self._shortest = MAX_SEQUENCE
         self._malformed = 0
         self._problems: list[str] = []
         self._words: set[bytes] = set()  # what stood between the commas of some sequence
 
     def survey(self) -> Survey:
-        return Survey(self._sequences, frozenset(), tuple(self._problems), self._malformed, None)
+        shortest = self._shortest if self._sequences else 0
+        return Survey(self._sequences, frozenset(), tuple(self._problems), self._malformed, None, shortest)
 
     def add(self, group: _Group) -> int:
         """Count in these lines; the answer is what it cost."""
         lines = group.lines
+        commas = list(map(bytes.count, lines, repeat(b",")))
         # Where every word is known, every line is a sequence, and its words are too short for it to be too long.
-        if lines and max(map(bytes.count, lines, repeat(b","))) < MAX_SEQUENCE:
+        if lines and max(commas) < MAX_SEQUENCE:
             words = _words(b",".join(lines))
-            if self._words.issuperset(words):
-                self._sequences += len(lines)
-                return 1
-            if self._learn(set(words) - self._words):
-                self._sequences += len(lines)
-                return _GROUPS_AT_ONCE
+            known = self._words.issuperset(words)
+            if known or self._learn(set(words) - self._words):
+                self._count(len(lines), min(commas) + 1)
+                return 1 if known else _GROUPS_AT_ONCE
         for at, line in enumerate(lines, start=group.number):
             self._add_line(at, line)
         return _GROUPS_AT_ONCE if lines else 1
@@ -354,7 +400,7 @@ class _Tally:
     def _add_line(self, number: int, line: bytes) -> None:
         words = _words(line)
         if len(words) <= MAX_SEQUENCE and self._words.issuperset(words):
-            self._sequences += 1
+            self._count(1, len(words))
             return
         try:
             sequence = parse_line(line)
@@ -364,9 +410,13 @@ class _Tally:
                 self._problems.append(f"line {number}: {error}")
             return
         if sequence is not None:
-            self._sequences += 1
+            self._count(1, len(sequence))
             self.services.update(sequence)
             self._remember(words)
+
+    def _count(self, sequences: int, shortest: int) -> None:
+        self._sequences += sequences
+        self._shortest = min(self._shortest, shortest)
 
     def _learn(self, words: set[bytes]) -> bool:
         """Remember words of which each is new, if each is a knock."""

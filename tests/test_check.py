@@ -69,6 +69,30 @@ def test_without_traps_it_says_what_a_scan_opens(tmp_path: Path) -> None:
     assert "a port scan from low to high opens the door every time" in stderr
 
 
+def test_what_is_wrong_with_one_time_files_is_a_warning(tmp_path: Path) -> None:
+    """T3, and knocks on what the door itself opens: they count, and whoever passes there may be seen knocking."""
+    files = {"anna": "7000,7002,22\n", "ben": "7000\n7001,7002\n"}
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+        (tmp_path / name).chmod(0o600)
+    (tmp_path / "carl").symlink_to("anna")
+    names = [f"{tmp_path}/{name}" for name in ("anna", "ben", "carl")]
+    path = write(tmp_path, f'[doors.a]\nopens = ["22/tcp"]\nonetime = {names}\n[firewall]\ntraps = 0\n')
+    anna, ben, carl = names
+    expected = [
+        f"{anna}: knocks on 22/tcp, which is guarded: choose other ports",
+        f"{ben}: has a single knock in a sequence: any port scan opens the door (hint: three knocks or more)",
+        f"{carl}: knocks on 22/tcp, which is guarded: choose other ports",
+        f"{carl} (door a): is the same file as {anna} (door a) (hint: each client and each door has its own)",
+    ]
+    done = run("-c", path)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok, 1 door, 5 warnings\n")
+    first, _, *rest = done.stderr.splitlines()
+    assert first.endswith("without traps, a random scan of all ports opens n knocks once in n! times")
+    assert rest == [f"logknock: warning: {line}" for line in expected]
+    assert json.loads(run("--json", "-c", path).stdout)["onetime"] == expected
+
+
 def test_every_error_is_a_line_with_its_hint_below_and_exit_78(tmp_path: Path) -> None:
     """Nothing on standard output."""
     path = write(tmp_path, "surce = 1\n" + DOOR + 'timeout = 30\nclose = ["x"]\n[log]\ngroup = 70000\n')

@@ -94,6 +94,8 @@ SET_HINT = 'write family (ip, ip6, inet), table and name: "inet filter allowed4"
 NAME_HINT = "letters, digits and _ . / -, the first a letter, _ or ."
 FILE_HINT = "up to 63 letters, digits and . _ -, the first a letter or a digit"
 ARGUMENTS_HINT = "its arguments follow, an element each: no shell splits or expands anything"
+SEVERAL_HINT = 'write it in brackets, each element in quotes of its own: ["...", "..."]'
+ADDRESS_HINT = 'write "192.0.2.7" or "2001:db8::7"'
 DOORS: Claims = {
     "a misspelt key gets the nearest one": ('opnes = ["22/tcp"]', "unknown key", "did you mean opens?"),
     "a sequence without a knock": ("sequence = []", "has no knock", "three knocks are a good beginning"),
@@ -146,6 +148,17 @@ DOORS: Claims = {
         "'192.0.2.0/24' is a network",
         "write one address, like 192.0.2.7",
     ),
+    "a target of no address": ('target = [""]', "'' is no IP address", ADDRESS_HINT),
+    "a target with a prefix and more": (
+        'target = ["192.0.2.7/24"]',
+        "'192.0.2.7/24' is a network",
+        "write one address, like 192.0.2.7",
+    ),
+    "T27: a target that is v4-mapped": (
+        'target = ["::ffff:192.0.2.7"]',
+        f"::ffff:192.0.2.7 {MAPPED}",
+        'write "192.0.2.7"',
+    ),
     "a target without brackets": ('target = "192.0.2.7"', "must be a list, not text", 'write ["192.0.2.7"]'),
     "T27: a target with a zone": ('target = ["fe80::1%eth0"]', "'fe80::1%eth0' has a zone", ZONE_HINT),
     "a negative cooldown": ('cooldown = "-1s"', "'-1s' is no duration", UNIT_HINT),
@@ -155,8 +168,9 @@ DOORS: Claims = {
     "T35: a command as one text": (
         'on_open = "/bin/echo {src}"',
         "must be a list, not text",
-        'write ["/bin/echo {src}"]',
+        SEVERAL_HINT,
     ),
+    "several knocks as one text": ('sequence = "7000/tcp, 8000/tcp"', "must be a list, not text", SEVERAL_HINT),
     "a command without its path": ('on_open = ["echo"]', "'echo' is no absolute path of a program", ARGUMENTS_HINT),
     "the knocker as the program": (
         'on_close_6 = ["/{src}"]',

@@ -61,6 +61,11 @@ def doors(**sequences: str) -> str:
             id="traps do not matter to a single knock",
         ),
         pytest.param(
+            "[firewall]\ntraps = 0\n[doors.a]\nopens = ['22/tcp']\nonetime = ['/x/anna']\n" + doors(b="7 9 8 3"),
+            ["2: firewall.traps: without traps, a random scan of all ports opens n knocks once in n! times"],
+            id="T3: no traps and one-time sequences of any length",
+        ),
+        pytest.param(
             doors(a="7 7u 7"),
             ["3: doors.a.sequence: all knocks are on port 7: a client that just tries again opens the door"],
             id="all knocks on one port",

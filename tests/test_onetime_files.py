@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from logknock import onetime_files
 from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION
-from logknock.knock import Sequence, Service
+from logknock.knock import Door, Sequence, Service
 from logknock.onetime import MAX_LINE, Place, parse_line
 from logknock.onetime_files import (
     CHUNK,
@@ -26,9 +26,12 @@ from logknock.onetime_files import (
     Found,
     OnetimeError,
     Survey,
+    Turn,
     find_next,
     fits,
     knocked_in,
+    named_twice,
+    next_turn,
     survey,
     write_new,
 )
@@ -169,6 +172,7 @@ def test_what_is_found_is_what_each_line_says(data: bytes, chunk: int, group: in
         complete = last(path)
         assert complete.sequences == len(model.sequences)
         assert complete.services == {service for sequence, _ in model.sequences for service in sequence}
+        assert complete.shortest == min((len(sequence) for sequence, _ in model.sequences), default=0)
         assert complete.malformed == len(model.malformed)
         assert list(complete.problems) == model.malformed[: onetime_files.MAX_PROBLEMS]
 
@@ -302,6 +306,30 @@ def test_of_many_malformed_lines_the_first_few_are_said(tmp_path: Path) -> None:
     assert len(found.problems) == 9
 
 
+# ---- whose turn it is
+
+
+@settings(max_examples=150, deadline=None)
+@given(FILES, CHUNKS, st.sampled_from([1, 2, 3, GROUP]), st.data())
+def test_t18_the_first_that_was_not_used_has_its_turn(
+    data: bytes, chunk: int, group: int, choice: st.DataObject
+) -> None:
+    """T18: wherever the borders of chunks and slices lie; each answer before the last says nothing yet."""
+    model = Model(data)
+    start = choice.draw(st.sampled_from([Place(), *(place for _, place in model.sequences)]))
+    later = [entry for entry in model.sequences if entry[1].offset > start.offset]
+    used = choice.draw(st.sets(st.sampled_from([sequence for sequence, _ in later]))) if later else set()
+    skipped = next((at for at, (sequence, _) in enumerate(later) if sequence not in used), len(later))
+    with filed(data) as path, read_in(chunk, group, 256):
+        *partial, turn = next_turn(path, start, used.__contains__)
+    assert {part.sequence for part in partial} <= {None}
+    place = later[skipped - 1][1] if skipped else start
+    if skipped < len(later):
+        assert turn == Turn(later[skipped][0], place, later[skipped][1], skipped)
+    else:
+        assert turn == Turn(None, place, Place(len(lines_of(data)), max(len(data), start.offset), place.last), skipped)
+
+
 # ---- what it costs
 
 
@@ -342,6 +370,36 @@ def test_a_look_at_junk_is_bounded_and_goes_on(tmp_path: Path, junk: bytes) -> N
     assert calls >= 4
     assert found.sequence == seq(1, 2)
     assert found.place.line == path.read_bytes().count(b"\n")
+
+
+def test_t18_used_sequences_are_passed_over_in_slices_and_read_once(tmp_path: Path) -> None:
+    """T18: after a file was put back from a copy its door is shut meanwhile: of 20,000 none is read twice."""
+    path = write(tmp_path, many(20_000) + b"1,2,3\n")
+    asked: list[Sequence] = []
+
+    def was_used(sequence: Sequence) -> bool:
+        asked.append(sequence)
+        return sequence != seq(1, 2, 3)
+
+    before, slices = read_bytes(), 0
+    for turn in next_turn(path, Place(), was_used):  # noqa: B007  # the last one counts
+        assert len(asked) <= GROUP
+        asked.clear()
+        slices += 1
+    assert (turn.sequence, turn.skipped) == (seq(1, 2, 3), 20_000)
+    assert slices < 20_000 // GROUP + 20
+    assert read_bytes() - before < 1.1 * path.stat().st_size + CHUNK
+
+
+@pytest.mark.parametrize("junk", [b"#\n", b"x\n", b"\n", b"\0", b"1,"])
+def test_the_search_for_a_turn_goes_through_junk_in_slices(tmp_path: Path, junk: bytes) -> None:
+    path = write(tmp_path, junk * (2**18 // len(junk)) + b"\n1,2\n")
+    before = Place()
+    for turn in next_turn(path, Place(), lambda _: False):
+        assert turn.after.line - before.line <= GROUP
+        assert turn.after.offset - before.offset <= CHUNK
+        before = turn.after
+    assert turn.sequence == seq(1, 2)
 
 
 def test_a_survey_is_flat_in_memory_and_comes_in_slices(tmp_path: Path) -> None:
@@ -389,8 +447,8 @@ def test_words_without_end_take_no_memory_without_end(tmp_path: Path, monkeypatc
 
 def test_all_that_several_files_knock_on(tmp_path: Path) -> None:
     """Of a malformed line nothing counts, and it is said where it is."""
-    first = write(tmp_path, b"1,2\n3,abc\n" + b"x\n" * 20)
-    second = write(tmp_path, b"4:udp,2\n", "bob")
+    first = write(tmp_path, b"1,2,1\n3,abc\n" + b"x\n" * 20)
+    second = write(tmp_path, b"4:udp,2,1\n", "bob")
     knocked = knocked_in([first, second])
     assert knocked.services == {*seq(1, 2), Service(UDP, 4)}
     assert knocked.problems[:2] == (
@@ -402,6 +460,43 @@ def test_all_that_several_files_knock_on(tmp_path: Path) -> None:
 
 def test_no_files_knock_on_nothing() -> None:
     assert knocked_in([]) == (frozenset(), ())
+
+
+@pytest.mark.parametrize(
+    ("data", "words"),
+    [
+        pytest.param(b"", "", id="an empty file"),
+        pytest.param(b"# mine\n\n1,2,3\n4,5,6,7\n", "", id="three knocks and more"),
+        pytest.param(b"1,2,3\n2,1\n", "two knocks in a sequence: a port scan opens the door by chance", id="T2: two"),
+        pytest.param(b"1,2\n3\n", "a single knock in a sequence: any port scan opens the door", id="T1: one"),
+        pytest.param(many(1000) + b"7\n" + many(1000), "a single knock in a sequence: any port", id="one among many"),
+    ],
+)
+def test_t3_a_sequence_that_a_scan_opens_is_told(tmp_path: Path, data: bytes, words: str) -> None:
+    """T3: whoever wrote the file by hand hears of it, as of a door's own sequence."""
+    path = write(tmp_path, data)
+    problems = knocked_in([path]).problems
+    assert len(problems) == bool(words)
+    assert all(problem.startswith(f"{path}: has {words}") for problem in problems)
+
+
+def test_t18_a_file_with_two_names_or_two_doors_is_told(tmp_path: Path) -> None:
+    """T18: what one door has used may still count at the other. Links of both kinds, and a way round."""
+    path, other = write(tmp_path, THREE), write(tmp_path, THREE, "bob")
+    (tmp_path / "soft").symlink_to("alice")
+    (tmp_path / "hard").hardlink_to(path)
+    (tmp_path / "o").mkdir()
+    names = [str(path), str(other), f"{tmp_path}/o/../alice", f"{tmp_path}/nowhere"]
+    doors = [Door("a", (), onetime=tuple(names)), Door("b", (), onetime=(f"{tmp_path}/soft", f"{tmp_path}/hard"))]
+    told = named_twice([*doors, Door("c", (), onetime=(str(other), f"{tmp_path}/nowhere"))])
+    hint = "(hint: each client and each door has its own)"
+    assert told == (
+        f"{tmp_path}/o/../alice (door a): is the same file as {path} (door a) {hint}",
+        f"{tmp_path}/soft (door b): is the same file as {path} (door a) {hint}",
+        f"{tmp_path}/hard (door b): is the same file as {path} (door a) {hint}",
+        f"{other} (door c): is the same file as {other} (door a) {hint}",
+    )
+    assert named_twice([Door("a", (), onetime=(str(path), str(other)))]) == ()
 
 
 # ---- files that cannot be used
