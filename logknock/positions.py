@@ -5,14 +5,14 @@ send the same sequence. Rule 2: nothing is sent before the new position is on th
 last knock, a rename makes it count. So a sequence of which a part was sent is sent again, and with a full disk nothing
 is. Rule 3: a position is one small file of JSON, for each file of sequences, that a person can read and correct.
 
-A knock may be lost on the way, and then the server is still where it was. Where nothing answered behind the door, the
-position says so (`unanswered`): whoever comes next, and waits for an answer, sends the same sequence first, once, and
-goes on to the following one if that is not answered either; that one is remembered only once it is answered, or the
-run ends after its first try. An answer may also have come through a door that was open still, after a knock that was
-lost. So a run whose sequence is not answered at two tries sends the one before it at the third, and where that is
-answered, goes back to it. A refusal is no answer: it may be a firewall's, which has heard nothing.
+A knock may be lost on the way, and then the server is still where it was; an answer may be lost, and then it has gone on.
+It hears only the sequence that it waits for, so that a client which is behind finds it by trying, and one which is ahead
+never does. So where a run waits for an answer, the position stays at the sequence that was answered last, and counts
+the tries since (`unanswered`); which sequence each of them sends is in _turn(). A refusal is no answer: it may be a
+firewall's, which has heard nothing. A run that does not wait cannot know, and goes on to the next.
 """
 
+import errno
 import fcntl
 import json
 import os
@@ -34,8 +34,9 @@ from .onetime_files import find_next, fits, survey
 # When so many are left, it is time to make more.
 FEW = 10
 
-# At which try a run goes back to the sequence before its own.
-_BACK_TRY = 3
+# The first tries: the next sequence twice, for a lost knock is what is likely; then the one answered last, since it may
+# have been lost while the door was open still.
+_FIRST_TURNS = (1, 1, 0)
 
 # How long another run may have the file. The longest that makes sense, ten tries of a few seconds, is over by then.
 LOCK_LIMIT = 120.0
@@ -44,17 +45,46 @@ _LOCK_POLL = 0.05
 # No file is longer; what claims to be is no position.
 _MAX_OFFSET = 1 << 62
 
+# After so many tries, which take weeks, they begin anew; the last round has gone over a thousand sequences.
+_MAX_UNANSWERED = 1 << 20
+
 # A position takes some hundred bytes.
 _MAX_BYTES = 65_536
 
-_NOTHING_SENT = "nothing was sent, since the position could not have been kept: a sequence is never to be sent twice"
+_NOTHING_SENT = "; nothing was sent, since the position could not have been kept"
+_ELSEWHERE = "name a directory of your own in XDG_STATE_HOME"
+_HINTS = {
+    errno.ELOOP: "a link is not followed: put a regular file in its place, or begin anew: rm {path}",
+    errno.EISDIR: "a directory is in its place: move it away",
+    errno.ENOSPC: "make room on that file system, or name another directory in XDG_STATE_HOME",
+    errno.EDQUOT: "make room on that file system, or name another directory in XDG_STATE_HOME",
+}
 
 Warn = Callable[[str], object]
 
 
 class _Record(NamedTuple):
     place: Place = Place()
-    unanswered: bool = False
+    unanswered: int = 0
+
+
+def _turn(unanswered: int) -> int:
+    """Which sequence is tried after so many tries: 0 is the one answered last, 1 the next, and so on.
+
+    After the first turns every second try is the next one, which an outage leaves the right one. Between them go rounds
+    that begin at 2, each one further than the last, and end at 0. However many the server heard, it is not far ahead
+    of the last round; however long it was away, the client comes back to where it waits.
+    """
+    if unanswered < len(_FIRST_TURNS):
+        return _FIRST_TURNS[unanswered]
+    at, between = divmod(unanswered - len(_FIRST_TURNS), 2)
+    if between:
+        return 1
+    furthest = 2
+    while at >= furthest:
+        at -= furthest
+        furthest += 1
+    return 0 if at == furthest - 1 else at + 2
 
 
 def state_folder() -> Path:
@@ -96,59 +126,60 @@ class Position:
         self._verify = verify
         self._again = again
         self._kept = file.read()
-        self._next: _Record | None = None  # what follows, once it has been looked for
-        self._now = self._kept  # what was taken last
-        self._tries = 0
-        self._heard = False
+        self._places: list[Place] = []  # the one kept, and those of the sequences behind it that were looked for
+        self._now = Place()  # what was taken last
 
     def take(self) -> tuple[Knock, ...]:
-        """The knocks of the next try; which ones, the head of this file says."""
-        self._tries += 1
-        if not self._heard:
-            self._now = self._kept if self._repeats() else self._following()
-        return tuple(Knock(service) for service in self._now.place.last)
+        """The knocks of the next try; which ones, _turn() says."""
+        self._now = self._place(self._choice())
+        if not self._again:
+            self._file.prepare(self._tried() if self._verify else _Record(self._now))
+        return tuple(Knock(service) for service in self._now.last)
 
     def sent(self) -> None:
-        """What was taken has been sent: from now on it counts as used, unless only an answer makes it so."""
-        if self._now is self._kept:
-            if self._kept.unanswered and self._next is None and not self._again:
-                # Once more is enough: a run that ends here, after one try, must not keep the next one from going on.
-                self._file.prepare(self._kept._replace(unanswered=False))
-                self._file.commit()
-        elif self._verify and self._kept.unanswered:
-            self._file.prepare(self._kept)
-            self._file.commit()
-        else:
-            self._file.commit()
+        """What was taken has been sent: it counts as used, or where an answer is waited for, as tried."""
+        self._file.commit()
+        if self._verify and not self._again:
+            self._kept = self._tried()
 
     def answered(self) -> None:
         """What was taken was heard."""
-        first, self._heard = not self._heard, True
-        if not first or (self._now is self._kept and self._next is None and not self._kept.unanswered):
-            return
         try:
-            self._file.prepare(self._now._replace(unanswered=False))
+            self._file.prepare(_Record(self._now))
             self._file.commit()
         except LogknockError as error:  # too late to undo anything: the next run sends this sequence first, in vain
             self._warn(error.message)
 
-    def _repeats(self) -> bool:
-        if self._again and not self._kept.place.last:
-            raise LogknockError(f"{self._path}: no sequence has been used yet", "leave --again out")
-        if self._again or not self._kept.place.last:
-            return self._again
-        return self._verify and self._tries == (1 if self._kept.unanswered else _BACK_TRY)
+    def _tried(self) -> _Record:
+        return self._kept._replace(unanswered=(self._kept.unanswered + 1) % _MAX_UNANSWERED)
 
-    def _following(self) -> _Record:
-        if self._next is None:
-            place = self._find(self._start())
-            if place is None:
-                hint = "make a new file (logknock onetime generate) and put it in place here and on the host"
-                raise LogknockError(f"{self._path}: no sequence is left", hint)
-            self._next = _Record(place, self._verify)
-            self._file.prepare(self._next)
-            self._warn_if_few(place)
-        return self._next
+    def _choice(self) -> int:
+        tried = self._kept.unanswered > 0
+        if self._again:
+            if not tried and not self._kept.place.last:
+                raise LogknockError(f"{self._path}: no sequence has been used yet", "leave --again out")
+            return int(tried)
+        if not self._verify:
+            return 2 if tried else 1
+        return _turn(self._kept.unanswered) or int(not self._kept.place.last)
+
+    def _place(self, at: int) -> Place:
+        """The place behind the sequence that is so many behind the one kept."""
+        if at == 0:
+            return self._kept.place
+        if first := not self._places:
+            self._kept = self._kept._replace(place=self._start())
+            self._places.append(self._kept.place)
+        while len(self._places) <= at and (found := self._find(self._places[-1])):
+            self._places.append(found)
+        if first and len(self._places) > 1:
+            self._warn_if_few(self._places[-1])
+        if len(self._places) <= at:
+            if len(self._places) > 1 and self._verify:  # a round that would go beyond the end
+                return self._places[1]
+            hint = "make a new file (logknock onetime generate) and put it in place here and on the host"
+            raise LogknockError(f"{self._path}: no sequence is left", hint)
+        return self._places[at]
 
     def _start(self) -> Place:
         """Where to look for the next one; a file that was edited may have the sequence used last elsewhere."""
@@ -266,8 +297,9 @@ class _File:
 def _parse(data: bytes) -> _Record:
     """The record that the JSON says; raises ValueError or RecursionError."""
     match json.loads(data):
-        case {"line": int(line), "offset": int(offset), "last": [*words], "unanswered": bool(unanswered)}:
-            if line >= 0 and 0 <= offset < _MAX_OFFSET and all(isinstance(word, str) for word in words):
+        case {"line": int(line), "offset": int(offset), "last": [*words], "unanswered": int(unanswered)}:
+            words_only = all(isinstance(word, str) for word in words)
+            if line >= 0 and 0 <= offset < _MAX_OFFSET and 0 <= unanswered < _MAX_UNANSWERED and words_only:
                 return _Record(Place(line, offset, tuple(map(Service.parse, words))), unanswered)
     raise ValueError
 
@@ -313,4 +345,5 @@ def _refuse_foreign(status: os.stat_result, path: Path) -> None:
 
 def _cannot(done: str, path: Path, error: OSError) -> LogknockError:
     code = NO_PERMISSION if isinstance(error, PermissionError) else FAILURE
-    return LogknockError(f"{path} cannot be {done}: {error.strerror}", _NOTHING_SENT, code)
+    hint = _HINTS.get(error.errno or 0, _ELSEWHERE).format(path=quote(str(path)))
+    return LogknockError(f"{path} cannot be {done}: {error.strerror}", hint + _NOTHING_SENT, code)

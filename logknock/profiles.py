@@ -106,7 +106,7 @@ def _profile(name: str, data: dict[str, object], path: Path, report: Report) -> 
     table.add(path, data)
     profile = Profile(
         name=name,
-        hosts=table.read_list("host", _host, repeats=False, most=MAX_HOSTS)
+        hosts=table.read_list("host", _host, most=MAX_HOSTS)
         if isinstance(data.get("host"), list)
         else table.read("host", lambda value: (_host(value),), ()),
         knocks=_knocks(table),
@@ -133,6 +133,9 @@ def _check(profile: Profile, table: Table) -> None:
         table.error("sequence", "has no knock", "write what the door's sequence is on the host")
     if table.has("host") and not profile.hosts and "host" not in table.wrong:
         table.error("host", "names no host", "leave it out in a profile that is for `logknock proxy` only")
+    for at, host in enumerate(profile.hosts):
+        if host in profile.hosts[:at]:
+            table.error("host", f"{host} is named twice", "leave one out", item=at)
     if table.has("onetime") and len(profile.hosts) > 1:
         hint = "write a profile for each host, each with a file of its own"
         table.error("host", "one file of one-time sequences serves one host: each host counts its own", hint)
@@ -146,7 +149,8 @@ def _knocks(table: Table) -> tuple[Knock, ...]:
         table.error("sequence", MISPLACED, "leave it out, or make one of two", item=at)
     knocks = arrange(items)
     if len(knocks) > MAX_SEQUENCE:
-        table.error("sequence", f"has {len(knocks)} knocks, and {MAX_SEQUENCE} are the most")
+        hint = "no door has a longer sequence: leave some out here and on the host"
+        table.error("sequence", f"has {len(knocks)} knocks, and {MAX_SEQUENCE} are the most", hint)
     return knocks
 
 

@@ -56,7 +56,7 @@ class Supply(Protocol):
         """The knocks that were taken last have all been sent."""
 
     def answered(self) -> None:
-        """The host has been seen to have heard them."""
+        """The service behind the door answered: there are no more tries."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -15,6 +15,13 @@ from . import main as run
 class _ClientCommands(_Commands):
     files: ClassVar = {"knock": "knock", "proxy": "proxy"}
 
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The same command, with an example that works where there is no other `logknock`."""
+        command = super().get_command(ctx, cmd_name)
+        if command and command.epilog:
+            command.epilog = command.epilog.replace("logknock ", "logknock-client ")
+        return command
+
 
 @click.group(
     cls=_ClientCommands,

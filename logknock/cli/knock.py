@@ -236,7 +236,15 @@ def _go_together(planned: list[runs.Run], told: Callable[[str], object]) -> int:
     for end in runs.go_together(planned, told):
         if isinstance(end, runs.Failed):
             error = end.error
-            failed[end.run] = fail(LogknockError(f"{end.run.name}: {error.message}", error.hint, error.exit_code))
+            failed[end.run] = fail(LogknockError(_named(end.run, error.message), error.hint, error.exit_code))
         else:
-            click.echo(f"{end.run.name}: {end.text}")
+            click.echo(_named(end.run, end.text))
     return next((failed[run] or FAILURE for run in planned if run in failed), 0)
+
+
+def _named(run: runs.Run, text: str) -> str:
+    """The text behind the run's name, and the host in both only once."""
+    name = run.name
+    if text.startswith((f"{run.host}: ", repr(run.host))):
+        name = "" if name == run.host else name.removesuffix(f": {run.host}")
+    return f"{name}: {text}" if name else text
