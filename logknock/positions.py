@@ -5,8 +5,8 @@ send the same sequence. Rule 2: nothing is sent before the new position is on th
 last knock, a rename makes it count. So a sequence of which a part was sent is sent again, and with a full disk nothing
 is. Rule 3: a position is one small file of JSON, for each file of sequences, that a person can read and correct.
 
-A knock may be lost on the way, and then the server is still where it was; an answer may be lost, and then it has gone on.
-It hears only the sequence that it waits for, so that a client which is behind finds it by trying, and one which is ahead
+A knock may be lost on the way, and then the server is still where it was; where an answer is lost, it has gone on. It
+hears only the sequence that it waits for, so that a client that is behind finds it by trying, and one that is ahead
 never does. So where a run waits for an answer, the position stays at the sequence that was answered last, and counts
 the tries since (`unanswered`); which sequence each of them sends is in _turn(). A refusal is no answer: it may be a
 firewall's, which has heard nothing. A run that does not wait cannot know, and goes on to the next.

@@ -9,7 +9,10 @@ import socket
 import subprocess
 import sys
 import threading
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from hypothesis import given
@@ -99,10 +102,10 @@ WRONG = {
     "a_text": ('sequence = "7000"', "2: profiles.home.sequence: must be a list, not text", '["7000"]'),
     "a_pause_first": ('sequence = ["2s", "7000"]', "sequence: a pause stands between two services", "leave it out"),
     "a_pause_too_long": ('sequence = ["1", "61s", "2"]', "sequence: '61s': a pause is 60s at most", "2s or 500ms"),
-    "too_many": (f"sequence = {['7000'] * 33}", "sequence: has 33 knocks, and 32 are the most", ""),
+    "too_many": (f"sequence = {['7000'] * 33}", "sequence: has 33 knocks, and 32 are the most", "no door has"),
     "an_empty_host": (f'host = ""\n{SEQUENCE}', "2: profiles.home.host: '' is no host", "a name or an address"),
     "two_in_one_text": (f'host = "a,b"\n{SEQUENCE}', "'a,b' is no host", '["one", "two"]'),
-    "a_host_twice": (f'host = ["a", "a"]\n{SEQUENCE}', "host: a is named twice", ""),
+    "a_host_twice": (f'host = ["a", "a"]\n{SEQUENCE}', "host: a is named twice", "leave one out"),
     "no_host_in_a_list": (f"host = []\n{SEQUENCE}", "host: names no host", "logknock proxy"),
     "a_number_as_host": (f"host = 7\n{SEQUENCE}", "host: must be text, not a whole number", "host.example"),
     "onetime_for_two": ('host = ["a", "b"]\nonetime = "c"', "host: one file of one-time", "a profile for each host"),
@@ -254,7 +257,7 @@ def test_each_run_sends_the_next_sequence_and_the_position_is_on_the_disk(codes:
         "line": 4,
         "offset": len("\n".join(LINES[:4]) + "\n"),
         "last": ["3000/udp", "4000/tcp"],
-        "unanswered": False,
+        "unanswered": 0,
     }
     assert kept(codes).stat().st_mode & 0o777 == 0o600
     assert kept(codes).parent.stat().st_mode & 0o777 == 0o700
@@ -278,13 +281,13 @@ def test_a_run_that_waits_tries_the_same_sequence_again(codes: Path) -> None:
     assert taken(codes, verify=True) == " ".join([FIRST] * 3)
 
 
-def test_after_a_run_without_an_answer_the_same_comes_first_and_then_the_next(codes: Path) -> None:
+def test_after_a_run_without_an_answer_the_same_and_the_next_are_tried(codes: Path) -> None:
     """Whether the knock was lost, or the answer: either way the client finds the server where it is."""
     taken(codes, verify=True)
-    assert taken(codes, verify=True) == f"{FIRST} {SECOND} {SECOND}", "and nothing is known again"
+    assert taken(codes, verify=True) == f"{SECOND} {FIRST} {FIRST}"
     assert taken(codes, verify=True, answers=FIRST) == FIRST, "the knocks had been lost"
     assert taken(codes, verify=True) == f"{SECOND} {SECOND} {FIRST}"
-    assert taken(codes, verify=True, answers=THIRD) == f"{SECOND} {THIRD}", "only the answer had been lost"
+    assert taken(codes, verify=True, answers=THIRD) == THIRD, "only the answer had been lost"
     with pytest.raises(LogknockError, match="no sequence is left"):
         taken(codes)
 
@@ -298,27 +301,57 @@ def test_a_knock_that_was_lost_while_the_door_was_open_still_is_found_to_be(code
     assert taken(codes, verify=True, answers=THIRD) == THIRD
 
 
-def test_runs_of_a_single_try_do_not_stay_with_one_sequence_for_ever(codes: Path) -> None:
-    """ssh gives up before the second try, say: each sequence is sent twice at most."""
-
-    def once() -> str:
-        with positions.use(codes, lambda text: None, verify=True) as position:
-            sent = ",".join(str(knock.service) for knock in position.take())
-            position.sent()
-        return sent
-
-    assert [once() for _ in range(5)] == [FIRST, FIRST, SECOND, SECOND, THIRD]
-
-
-def test_what_was_heard_once_is_what_a_run_stays_with(codes: Path) -> None:
-    """Asked again after an answer, a run does not go back as if nothing had come."""
-    taken(codes)
+def tried(codes: Path, tries: int = 1, hears: Callable[[int], bool] = lambda port: False) -> list[int]:
+    """The first port of what one run sends that waits for an answer; it ends when it `hears` one."""
+    ports: list[int] = []
     with positions.use(codes, lambda text: None, verify=True) as position:
-        for _ in range(4):
-            assert ",".join(str(knock.service) for knock in position.take()) == SECOND
+        for _ in range(tries):
+            ports.append(position.take()[0].service.port)
             position.sent()
-            position.answered()
-    assert taken(codes) == THIRD
+            if hears(ports[-1]):
+                position.answered()
+                break
+    return ports
+
+
+def test_runs_of_a_single_try_do_not_stay_with_one_sequence_for_ever(codes: Path) -> None:
+    """ssh gives up before the second try, say."""
+    codes.write_text("".join(f" {port},1\n" for port in range(1000, 1030)))
+    tried(codes, hears=lambda port: True)
+    sent = [tried(codes)[0] - 1000 for _ in range(20)]
+    assert sent == [1, 1, 0, *(2, 1, 0, 1), *(2, 1, 3, 1, 0, 1), *(2, 1, 3, 1, 4, 1, 0)]
+
+
+def test_what_is_tried_does_not_go_beyond_the_end_of_the_file(codes: Path) -> None:
+    codes.write_text(" 1000,1\n 1001,1\n")
+    tried(codes, hears=lambda port: True)
+    assert tried(codes, 9) == [1001, 1001, 1000, 1001, 1001, 1000, 1001, 1001, 1001]
+    assert tried(codes, hears=lambda port: True) == [1001]
+
+
+@given(st.lists(st.tuples(st.booleans(), st.booleans(), st.integers(1, 3)), max_size=25))
+def test_client_and_server_find_each_other_again_whatever_was_lost_before(past: list[tuple[bool, bool, int]]) -> None:
+    """However many tries were in vain, each of which the server may have heard; its door is shut at each new one."""
+    with TemporaryDirectory(dir="/dev/shm") as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", f"{folder}/state")
+        codes = write(Path(folder), "".join(f" {port},1\n" for port in range(1000, 1200)), "codes")
+        server = 1000
+
+        def hears(port: int, knocks: bool = True, answers: bool = True) -> bool:
+            nonlocal server
+            heard = knocks and port == server
+            server += heard
+            return heard and answers
+
+        for knocks, answers, tries in past:
+            tried(codes, tries, partial(hears, knocks=knocks, answers=answers))
+        lost = sum(tries for _, _, tries in past)
+        waits = server
+        found = tried(codes, 10 + 2 * lost, hears)
+        assert found[-1] == waits
+        if not any(knocks for knocks, _, _ in past):
+            assert len(found) <= 2, "after an outage, however long, it is where it was"
+        assert tried(codes, 1, hears) == [waits + 1]
 
 
 def test_a_run_that_does_not_wait_goes_on_whatever_was_answered(codes: Path) -> None:
@@ -428,6 +461,9 @@ def open_files() -> list[str]:
         "\0",
         '{"line": 1, "offset": 1, "last": ["x"], "unanswered": false}',
         '{"line": 1, "offset": 1, "last": [1]}',
+        '{"line": 1, "offset": 9999999999999999999999, "last": [], "unanswered": false}',
+        '{"line": 1, "offset": 1, "last": [], "unanswered": -1}',
+        '{"line": 1, "offset": 1, "last": [], "unanswered": 9999999999999999999999}',
     ],
 )
 def test_a_position_that_says_nothing_is_an_error_that_says_what_to_do(codes: Path, text: str) -> None:
@@ -457,6 +493,7 @@ def test_a_position_that_cannot_be_kept_sends_nothing(codes: Path) -> None:
             subprocess.run(["umount", str(state)], check=True)
         assert words in error.message
         assert "nothing was sent" in error.hint
+        assert "in XDG_STATE_HOME" in error.hint
 
 
 def test_a_disk_that_is_full_between_two_runs_keeps_the_position(codes: Path) -> None:
@@ -495,3 +532,36 @@ def test_what_is_no_directory_or_no_file_is_one_clear_line(codes: Path, monkeypa
     assert "read by others" in refused(codes).message
     codes.unlink()
     assert "does not exist" in refused(codes).message
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "hint"),
+    [
+        pytest.param("{}.json", "ln -s codes {}", "put a regular file in its place, or begin anew: rm ", id="a_link"),
+        pytest.param("{}.json", "mkdir {}", "move it away", id="a_directory"),
+        pytest.param("{}.lock", "ln -s codes {}", "put a regular file in its place", id="a_link_as_lock"),
+        pytest.param("{}.new", "mkdir {}", "move it away", id="a_directory_as_the_new_one"),
+    ],
+)
+def test_what_stands_in_a_positions_place_is_said_with_what_to_do(codes: Path, name: str, make: str, hint: str) -> None:
+    taken(codes)
+    path = kept(codes).with_suffix("").as_posix()
+    for suffix in (".json", ".lock"):
+        Path(path + suffix).unlink()
+    subprocess.run(["sh", "-c", make.format(name.format(path))], check=True)
+    error = refused(codes)
+    assert name.format(path) in error.message
+    assert hint in error.hint
+    assert "nothing was sent" in error.hint
+
+
+@pytest.mark.parametrize("home", ["", "/nonexistent/home"])
+def test_without_a_home_nothing_is_made(codes: Path, monkeypatch: pytest.MonkeyPatch, home: str) -> None:
+    monkeypatch.delenv("XDG_STATE_HOME")
+    monkeypatch.setenv("HOME", home)
+    assert refused(codes).message == "there is no home directory to keep positions in"
+    assert not Path("/nonexistent").exists()
+    assert not Path("/.local").exists()
+    monkeypatch.setenv("HOME", str(codes.parent))
+    assert taken(codes) == FIRST
+    assert (codes.parent / ".local" / "state" / "logknock").is_dir()

@@ -84,8 +84,9 @@ def main(commands: click.Group = cli) -> None:
         error.show()
         code = error.exit_code
     except ModuleNotFoundError as error:
-        name = (error.name or "").partition(".")[0]
-        code = fail(LogknockError(f"this needs the Python module {name}", f"install python3-{name}", UNAVAILABLE))
+        if error.name != "rich":  # what a client's machine need not have
+            raise
+        code = fail(LogknockError("this needs the Python module rich", "install python3-rich", UNAVAILABLE))
     except OSError as error:  # the files that we work on are seen to elsewhere: this is what we print to
         code = FAILURE
         if error.errno != errno.EPIPE:  # `logknock … | head` needs no telling

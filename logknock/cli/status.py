@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -185,7 +186,7 @@ def _utc(wall: float) -> str | None:
 @contextmanager
 def _progress() -> Iterator[Progress]:
     """Says on a terminal which file is being read, where that takes a while."""
-    if not sys.stderr.isatty():
+    if not sys.stderr.isatty() or find_spec("rich") is None:
         yield lambda path, count: None
         return
     from rich.console import Console

@@ -144,8 +144,8 @@ def test_without_profiles_a_missing_service_is_what_is_missing(knocker: Knocker)
 def test_several_hosts_are_knocked_at_once_each_with_its_line(knocker: Knocker, wire: Wire) -> None:
     done = knocker.run("knock", "-d", "700ms", "10.99.0.1,[fd99::1]", "7000", "8000", "9000/udp")
     assert sorted(done.stdout.splitlines()) == [
-        "10.99.0.1: 10.99.0.1: 3 knocks sent",
-        "fd99::1: fd99::1: 3 knocks sent",
+        "10.99.0.1: 3 knocks sent",
+        "fd99::1: 3 knocks sent",
     ]
     seen = wire.knocks()
     for address in ("10.99.0.1", "fd99::1"):
@@ -161,12 +161,19 @@ def test_one_that_fails_fails_the_call_and_not_the_others(knocker: Knocker, wire
     assert done.returncode == 1
     assert sorted(done.stdout.splitlines()) == [
         "home: 10.99.0.1: 3 knocks sent",
-        "office: fd99::1: fd99::1: 1 knock sent",
+        "office: fd99::1: 1 knock sent",
     ]
     assert done.stderr.splitlines()[0].startswith(
         "logknock: office: 192.0.2.1: knock 1 of 1 (7500/tcp) could not be sent"
     )
     assert sorted(services(wire)) == ["7000/tcp", "7500/tcp", "8000/tcp", "9000/udp"]
+
+
+def test_a_host_that_fails_is_named_once(knocker: Knocker, wire: Wire) -> None:
+    done = knocker.run("knock", "10.99.0.1,a..b,localhost", "7000", check=False)
+    assert done.returncode == 1
+    assert done.stderr.splitlines()[0] == "logknock: 'a..b' is no host name"
+    assert any(told.startswith("localhost: ") for told in done.stdout.splitlines()), "where the address is another"
 
 
 def test_two_runs_at_one_address_wait_for_each_other(knocker: Knocker, wire: Wire) -> None:
@@ -281,18 +288,28 @@ def test_a_lost_one_time_knock_is_sent_again_and_nothing_else_is(knocker: Knocke
     assert sent == ["7001/tcp", "8001/tcp"] * 3 + ["7002/tcp", "8002/tcp"]
 
 
-def test_a_one_time_knock_that_was_heard_is_not_sent_again(knocker: Knocker, hosts: tuple[Host, Host]) -> None:
-    """A refusal is no sign of that: a firewall says the same of what it has not let in."""
+def test_a_firewall_that_refuses_is_not_taken_for_an_answer(knocker: Knocker, hosts: tuple[Host, Host]) -> None:
+    """A knock that it swallowed would count as used."""
+    knocker.profiles(ONETIME + 'verify = "22/tcp"\ntries = 1\n')
+    knocker.codes("7001", "7002", "7003")
+    hosts[0].nft(
+        "table inet test { chain input { type filter hook input priority 0;"
+        " tcp dport 22 reject with icmpx type port-unreachable; tcp dport 7000-7100 drop; }; }"
+    )
+    for _ in range(3):
+        refused = knocker.run("knock", "-v", "--timeout", "100ms", "vault", check=False)
+        assert "7001/tcp" in refused.stdout
+        assert "22/tcp refuses the connection" in refused.stderr
+        assert "or a firewall refuses" in refused.stderr
+
+
+def test_a_one_time_knock_that_was_answered_is_not_sent_again(knocker: Knocker, hosts: tuple[Host, Host]) -> None:
     knocker.profiles(ONETIME + 'verify = "22/tcp"\ntries = 1\n')
     knocker.codes("7001", "7002", "7003")
     words = ("knock", "-v", "--timeout", "300ms", "vault")
-    with serving(hosts[0], "s.recv(1)"):
-        assert "7001/tcp" in knocker.run(*words).stdout
-    for port in (7002, 7002, 7003):
-        refused = knocker.run(*words, check=False)
-        assert refused.returncode == 1
-        assert f"{port}/tcp" in refused.stdout
-        assert "or a firewall refuses" in refused.stderr
+    for port in (7001, 7002):
+        with serving(hosts[0], "s.recv(1)"):
+            assert f"{port}/tcp" in knocker.run(*words).stdout
 
 
 @pytest.mark.parametrize(
@@ -321,6 +338,39 @@ def test_client_and_daemon_find_each_other_again_whatever_was_lost(
         knocker.run(*words, "--tries", "1", check=False)
         world.gateway.nft("delete table inet lossy")
         until(lambda: not world.reaches(), "the door to be shut")
+        knocker.run(*words)
+
+
+@pytest.mark.parametrize(
+    ("lost", "times", "most"),
+    [
+        pytest.param("tcp dport 7000-9999", 6, 2, id="after_an_outage_of_some_length"),
+        pytest.param("tcp dport 22", 1, 3, id="after_an_answer_that_was_lost"),
+    ],
+)
+def test_runs_of_one_try_find_the_daemon_again(
+    world: World, knocker: Knocker, lost: str, times: int, most: int
+) -> None:
+    """As through ssh with ConnectTimeout, which gives up before the second try."""
+    knocker.codes(*[f"{port},{port + 1000},{port + 2000}" for port in range(7000, 7120, 10)])
+    knocker.profiles(ONETIME + 'verify = "22/tcp"\ntries = 1\n')
+    world.configure(f'[doors.ssh]\nonetime = ["{knocker.folder}/codes"]\nopens = ["22/tcp"]\ntimeout = "1s"\n')
+    world.apply()
+    words = ("knock", "--timeout", "200ms", "vault")
+    with world.daemon(), world.service(22):
+        knocker.run(*words)
+        until(lambda: not world.granted(), "the door to be shut")
+        rule = f"{{ type filter hook prerouting priority raw; {lost} drop; }}"
+        world.gateway.nft(f"table inet lossy {{ chain p {rule}; }}")
+        for _ in range(times):
+            knocker.fails(*words)
+        until(lambda: not world.granted(), "the door to be shut")
+        world.gateway.nft("delete table inet lossy")
+        in_vain = 0
+        while knocker.run(*words, check=False).returncode:
+            in_vain += 1
+            assert in_vain < most
+        until(lambda: not world.granted(), "the door to be shut")
         knocker.run(*words)
 
 
@@ -590,5 +640,8 @@ def test_the_command_is_installed_and_has_these_two_commands(knocker: Knocker) -
     assert [word.partition(">")[0] for word in project["dependencies"]] == ["click"]
     scripts = project["scripts"]
     assert scripts["logknock-client"] == "logknock.cli.client:main"
+    for name in ("knock", "proxy"):
+        shown = knocker.host.run(sys.executable, "-c", BARE, name, "-h").stdout
+        assert "logknock-client " in shown.partition("Example: ")[2]
     shown = knocker.host.run(sys.executable, "-c", BARE, "-h").stdout
     assert re.findall(r"^  (\w+)  ", shown.partition("Commands:")[2], re.MULTILINE) == ["knock", "proxy"]

@@ -352,6 +352,7 @@ def test_ctrl_c_ends_the_run_between_two_knocks_without_a_traceback(hosts: tuple
     [
         pytest.param([], ["Missing argument '{HOST"], id="no_host"),
         pytest.param(["10.99.0.1"], ["'10.99.0.1' is no PROFILE", "no SERVICE"], id="no_service"),
+        pytest.param(["10.99.0.1", "ssh"], ["'ssh' is no SERVICE"], id="a_name_as_service"),
         pytest.param(["7000"], ["'7000' is a service", "HOST"], id="one_service_without_a_host"),
         pytest.param(["a,,b", "7000"], ["'a,,b': a host is missing"], id="a_host_missing_between_two"),
         pytest.param(["10.99.0.1", "2s", "7000"], ["'2s': a pause stands between"], id="a_pause_first"),

@@ -139,7 +139,7 @@ def test_the_unit_is_one_that_systemd_takes(world: World, tmp_path: Path) -> Non
 
 def test_every_command_of_the_readme_is_there(world: World) -> None:
     """The README promises no command or option that does not exist."""
-    promised = set(re.findall(r"`logknock ([a-z]+)(?: ([a-z]+)| \[?(--[a-z]+))?", README))
+    promised = set(re.findall(r"`logknock ([a-z-]+)(?: ([a-z]+)| \[?(--[a-z]+))?", README))
     assert len(promised) >= 6
     for command, sub, option in promised:
         words = [command, sub] if command == "rules" and sub else [command]

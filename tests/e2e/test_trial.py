@@ -181,7 +181,7 @@ def test_t38_the_end_of_the_command_or_its_session_stops_no_undoing(world: World
     world.apply()
     before = rules(world.gateway)
     world.configure(SSH)
-    with trial(world, "2s") as tried:
+    with trial(world, "5s") as tried:
         os.killpg(tried.command.pid, number)
         assert tried.command.wait(20) != 0
         assert rules(world.gateway) != before
