@@ -267,7 +267,8 @@ def test_no_signal_is_ignored_or_blocked() -> None:
             assert signal.SIGUSR2 in signal.pthread_sigmask(signal.SIG_BLOCK, ())
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
-    assert told == ["SigBlk:\\t0000000000000000", "SigIgn:\\t0000000000000000"]
+    # 32 and 33 are the C library's own, which nobody can set: make(1) leaves them ignored in what it starts.
+    assert [int(line.partition("\\t")[2], 16) & ~(3 << 31) for line in told] == [0, 0]
 
 
 def test_a_parent_that_ignores_sigchld_still_learns_the_exit_status(tmp_path: Path) -> None:

@@ -73,7 +73,9 @@ def unconfirmed(world: World) -> Path:
 @contextmanager
 def trial(world: World, time: str, stdin: int = subprocess.DEVNULL) -> Iterator[Trial]:
     """An `apply --confirm` in a session of its own, from the moment on when it waits."""
-    words = [sys.executable, "-m", "logknock", "rules", "apply", "-c", str(world.config), "--confirm", time]
+    # Whoever started the tests may ignore SIGHUP (nohup), and children inherit that.
+    words = ["env", "--default-signal", sys.executable, "-m", "logknock", "rules", "apply"]
+    words += ["-c", str(world.config), "--confirm", time]
     pipe = subprocess.PIPE
     command = world.gateway.start(*words, stdin=stdin, stdout=pipe, stderr=pipe, start_new_session=True)
     undoer = 0
