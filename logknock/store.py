@@ -13,7 +13,7 @@ import sqlite3
 import stat
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from shlex import quote
 from struct import Struct
@@ -482,11 +482,10 @@ def _read_only(path: Path) -> Reader:
             raise StoreError(f"{path}: has a log that cannot be read without changing it", hint)
         else:
             database = _connect(path, "ro&immutable=1", _OPEN_WAIT)
-        try:
+        with ExitStack() as undo:
+            undo.callback(database.close)
             _identify(path, database)
-        except BaseException:
-            database.close()
-            raise
+            undo.pop_all()
     return Reader(path, database)
 
 
@@ -582,7 +581,8 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
         raise _damaged(path, "it ends in the middle of a page")  # SQLite would read zeros there
     with _told(path):
         database = _connect(path, "rw", _OPEN_WAIT)
-        try:
+        with ExitStack() as undo:
+            undo.callback(database.close)
             _identify(path, database)
             (journal,) = database.execute("PRAGMA journal_mode").fetchone()
             if journal != "wal":
@@ -594,9 +594,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
             database.execute(f"PRAGMA user_version = {_SCHEMA}")
             database.execute("ROLLBACK")
             database.execute(f"PRAGMA busy_timeout = {_WRITE_WAIT * 1000:.0f}")
-        except BaseException:
-            database.close()
-            raise
+            undo.pop_all()
     return database, checked
 
 
