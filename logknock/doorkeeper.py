@@ -115,8 +115,9 @@ class Doorkeeper:
             if self._sets.find(name, src) is None:
                 self._record(self._store.ended, grant, "not opened", wall)
             else:
-                self._refused.add((name, src))
                 self._allow(door, src)
+                if not refresh:
+                    self._refused.add((name, src))
             raise
         self.counters.opened += 1
         self._allow(door, src)
@@ -154,7 +155,10 @@ class Doorkeeper:
 
     def tidy(self) -> None:
         """What is to be done once a second or so."""
-        self._record(self._store.trim)
+        try:
+            self._store.trim()
+        except StoreError as error:  # that it works says nothing of whether the next row can be written
+            self._in_trouble(error)
         for name, src in [key for key in self._refused if self._sets.holds(key[1])]:
             if self._sets.find(name, src) is not None:
                 self._begin(self._doors[name], src)

@@ -231,6 +231,22 @@ def test_what_could_not_be_opened_has_no_cooldown(world: World, note: Path) -> N
         until(lambda: len(noted(note)) == 1, "the command")
 
 
+def test_a_refresh_that_is_refused_changes_nothing_of_the_end(world: World, note: Path) -> None:
+    """The door was open: what belongs to its end is done, and what belongs to its opening is not done twice."""
+    make = "add set inet filter a { type ipv4_addr; flags timeout; }"
+    world.gateway.nft(f"add table inet filter\n{make}")
+    commands = f'on_open = ["{note}"]\non_close = ["{note}"]\n'
+    configure(world, f'sets = ["inet filter a"]\nguard = false\ntimeout = "4s"\n{commands}')
+    with world.daemon() as daemon:
+        opened(world, daemon)
+        world.gateway.nft("delete set inet filter a")
+        world.knock(*KNOCKS)
+        daemon.wait_for("ssh: not opened: set inet filter a is missing")
+        world.gateway.nft(make)
+        until(lambda: len(noted(note)) == 2, "the end")
+        assert [line.split()[0] for line in noted(note)] == ["open", "close"]
+
+
 def test_several_services_and_sets(world: World) -> None:
     """Each of them, in our set and in the administrator's."""
     world.gateway.nft("table inet filter { set a { type ipv4_addr; flags timeout; }; }")
@@ -299,8 +315,10 @@ def test_t20_a_full_disk(world: World) -> None:
         opened(world, daemon)
         daemon.wait_for("allow/sshd: No space left on device")
         opened(world, daemon)
+        assert not daemon.says("can be written again")
         filler.unlink()
         daemon.wait_for("the files of addresses are written again")
         assert not [line for line in daemon.lines if "No space left" in line], "it was said already"
         world.knock("1", "2", "3")
         daemon.wait_for("once: OPEN SESAME")
+        daemon.wait_for("the state database can be written again")
