@@ -34,7 +34,7 @@ config_option = click.option(
 )
 
 
-class _Commands(click.Group):
+class Commands(click.Group):
     """Imports a command's file when it is asked for: a knock does not wait for libnftables to load."""
 
     files: ClassVar = {
@@ -61,7 +61,7 @@ class _Commands(click.Group):
 
 
 @click.group(
-    cls=_Commands,
+    cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
     epilog="Example: logknock knock host.example 7000/tcp 8000/tcp 9000/udp",
 )

@@ -8,11 +8,11 @@ from typing import ClassVar
 import click
 
 from .. import __version__
-from . import _Commands
+from . import Commands
 from . import main as run
 
 
-class _ClientCommands(_Commands):
+class _ClientCommands(Commands):
     files: ClassVar = {"knock": "knock", "proxy": "proxy"}
 
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:

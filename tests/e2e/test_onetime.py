@@ -3,14 +3,11 @@
 import os
 import signal
 import sqlite3
-from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 
-from .world import Daemon, World, until
-
-LINES = [" 7001, 8001:udp, 9001", " 7002, 8002:udp, 9002", " 7003, 8003:udp, 9003", " 7004, 8004:udp, 9004"]
+from .world import LINES, Daemon, World, until, write_sequences
 
 
 def knocks(line: str) -> list[str]:
@@ -18,16 +15,10 @@ def knocks(line: str) -> list[str]:
     return [word.strip() for word in line.split(",")]
 
 
-def write(path: Path, lines: Sequence[str]) -> Path:
-    path.write_text("".join(f"{line}\n" for line in lines))
-    path.chmod(0o600)
-    return path
-
-
 @pytest.fixture
 def file(world: World) -> Path:
     """A door with a file of four sequences; the rules are loaded."""
-    path = write(world.config.parent / "anna", LINES)
+    path = write_sequences(world.config.parent / "anna", LINES)
     configure(world, path)
     world.apply()
     return path
@@ -91,7 +82,7 @@ def test_t18_a_captured_sequence_is_refused_from_every_source(world: World, file
 
 def test_t19_each_client_has_its_own_turn(world: World, file: Path) -> None:
     """T19: two files at one door; what one client uses is no other's loss."""
-    other = write(file.parent / "ben", [" 7011, 8011, 9011", " 7012, 8012, 9012"])
+    other = write_sequences(file.parent / "ben", [" 7011, 8011, 9011", " 7012, 8012, 9012"])
     configure(world, file, other)
     world.apply()
     with world.daemon() as daemon:
@@ -106,14 +97,14 @@ def test_a_file_that_was_edited_goes_on_behind_what_was_used(world: World, file:
         attempt(world, daemon, LINES[0], OPENS)
         attempt(world, daemon, LINES[1], OPENS)
         daemon.lines.clear()
-        write(file, LINES[1:])
+        write_sequences(file, LINES[1:])
         daemon.wait_for("was edited where it was used; goes on at line 2")
         attempt(world, daemon, LINES[2], OPENS)
         daemon.lines.clear()
-        write(file, ["# a new one", LINES[0], "nonsense", LINES[3], LINES[2]])
+        write_sequences(file, ["# a new one", LINES[0], "nonsense", LINES[3], LINES[2]])
         daemon.wait_for("goes on at line 6")
         daemon.wait_for("is used up")
-        write(file, [LINES[0], LINES[3], LINES[2], LINES[1]])
+        write_sequences(file, [LINES[0], LINES[3], LINES[2], LINES[1]])
         daemon.wait_for("goes on at line 4")
         daemon.wait_for("is used up")
 
@@ -132,12 +123,12 @@ def test_a_file_that_cannot_be_used_is_told(world: World, file: Path, lines: lis
     """And the daemon lives on; as soon as the file is right it counts."""
     file.unlink()
     if lines is not None:
-        write(file, lines)
+        write_sequences(file, lines)
     if "others" in says:
         file.chmod(0o644)
     with world.daemon() as daemon:
         daemon.wait_for(says)
-        write(file, LINES)
+        write_sequences(file, LINES)
         daemon.wait_for("4 one-time sequences left")
         attempt(world, daemon, LINES[0], OPENS)
 
@@ -216,7 +207,7 @@ def test_t36_a_reload_keeps_whose_turn_it_is(world: World, file: Path) -> None:
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("reloaded")
         attempt(world, daemon, LINES[1], OPENS)
-        other = write(file.parent / "ben", [" 7001, 8001:udp, 9002:udp"])
+        other = write_sequences(file.parent / "ben", [" 7001, 8001:udp, 9002:udp"])
         configure(world, file, other)
         daemon.signal(signal.SIGHUP)
         attempt(world, daemon, " 7001, 8001:udp, 9002:udp", OPENS)
@@ -236,7 +227,7 @@ def test_the_rules_watch_all_ports_of_the_files(world: World, file: Path) -> Non
     watched = world.gateway.run("nft", "list", "set", "inet", "logknock", "watched").stdout
     for port in ("tcp . 7001", "udp . 8003", "tcp . 9004"):
         assert port in watched
-    write(file, ["abc", *LINES])
+    write_sequences(file, ["abc", *LINES])
     done = world.gateway.logknock("rules", "apply", "-c", str(world.config))
     assert "line 1" in done.stderr
     assert "line 1" in world.gateway.logknock("check", "-c", str(world.config)).stderr
@@ -246,5 +237,5 @@ def test_ports_that_nobody_watches_are_told(world: World, file: Path) -> None:
     """A new file, and the rules are older: its knocks would not be heard."""
     with world.daemon() as daemon:
         daemon.wait_for("4 one-time sequences left")
-        write(file, [" 7101, 8001:udp, 9101"])
+        write_sequences(file, [" 7101, 8001:udp, 9101"])
         daemon.wait_for("set inet logknock watched lacks 7101/tcp, 9101/tcp (hint: the configuration is newer")

@@ -10,7 +10,6 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any
@@ -27,23 +26,16 @@ from logknock.status import Running, find_daemon, look
 from logknock.store import LOCK, open_store
 from logknock.turns import FEW, Turns
 
-from .world import Daemon, World
+from .world import LINES, Daemon, World, write_sequences
 
-LINES = [" 7001, 8001:udp, 9001", " 7002, 8002:udp, 9002", " 7003, 8003:udp, 9003", " 7004, 8004:udp, 9004"]
 KNOCKED = re.compile(r"\b[789]00[0-9]\b")
 SRC = bytes([203, 0, 113, 7])
-
-
-def write(path: Path, lines: Sequence[str]) -> Path:
-    path.write_text("".join(f"{line}\n" for line in lines))
-    path.chmod(0o600)
-    return path
 
 
 @pytest.fixture
 def file(world: World) -> Path:
     """A door with a file of four sequences."""
-    path = write(world.config.parent / "anna", LINES)
+    path = write_sequences(world.config.parent / "anna", LINES)
     configure(world, path)
     return path
 
@@ -123,10 +115,10 @@ def test_what_is_wrong_with_a_file(
     """The exit code is 1 where nothing opens, and the other door is told of all the same."""
     file.unlink()
     if lines is not None:
-        write(file, lines)
+        write_sequences(file, lines)
     if "others" in says:
         file.chmod(0o644)
-    configure(world, file, write(file.parent / "ben", LINES * 5))
+    configure(world, file, write_sequences(file.parent / "ben", LINES * 5))
     answer = told(world, code=code)
     anna, ben = answer["onetime"]
     remarks = anna["errors" if code else "warnings"]
@@ -139,11 +131,11 @@ def test_a_file_that_was_edited(world: World, file: Path) -> None:
     with world.daemon() as daemon:
         use(world, daemon, LINES[0])
         use(world, daemon, LINES[1])
-    write(file, ["# new", *LINES[1:]])
+    write_sequences(file, ["# new", *LINES[1:]])
     (anna,) = told(world)["onetime"]
     assert "was edited where it was used; goes on at line 3" in anna["warnings"]
     assert (anna["used"], anna["left"], anna["next_line"]) == (2, 2, 3)
-    write(file, [LINES[0], LINES[3]])
+    write_sequences(file, [LINES[0], LINES[3]])
     (anna,) = told(world)["onetime"]
     assert "its beginning: the sequence that was used last is gone" in anna["warnings"][0]
     assert (anna["left"], anna["next_line"]) == (1, 2), "what was used before does not count again"
@@ -160,7 +152,7 @@ def test_a_file_that_was_edited(world: World, file: Path) -> None:
 )
 def test_a_database_that_cannot_be_read(world: World, file: Path, damage: str, says: str, code: int) -> None:
     """One line and what to do; the rest is answered: the daemon, and what is wrong with the file itself."""
-    write(file, ["abc", *LINES])
+    write_sequences(file, ["abc", *LINES])
     state = file.parent / "state"
     open_store(state).close()
     database = state / "logknock.db"
@@ -231,7 +223,7 @@ def test_who_can_read_the_directory_is_no_daemon(tmp_path: Path) -> None:
 
 
 def test_one_door_alone(world: World, file: Path) -> None:
-    other = f'[doors.web]\nonetime = ["{write(file.parent / "ben", LINES)}"]\nopens = ["80/tcp"]\n'
+    other = f'[doors.web]\nonetime = ["{write_sequences(file.parent / "ben", LINES)}"]\nopens = ["80/tcp"]\n'
     world.config.write_text(world.config.read_text() + other)
     store = open_store(file.parent / "state")
     now = time.monotonic()
@@ -252,7 +244,7 @@ def test_one_door_alone(world: World, file: Path) -> None:
 
 def test_nothing_foreign_reaches_the_terminal_raw(world: World, file: Path) -> None:
     """Not what a malformed line holds, nor what the database does; of ours, colours and no more."""
-    configure(world, write(file.parent / "[bold]", [*LINES * 4, "\x1b[2Jabc"]))
+    configure(world, write_sequences(file.parent / "[bold]", [*LINES * 4, "\x1b[2Jabc"]))
     sequence = find_next(file, Place()).sequence
     assert sequence
     store = open_store(file.parent / "state")
@@ -320,7 +312,7 @@ def test_it_says_what_the_daemon_says(first: list[str], uses: int, then: list[st
     """Some of a file is used, then it is edited: both go on at the same sequence, and count the same."""
     assert max(map(len, (first, then))) <= FEW + 2, "a daemon tells of few only"
     with tempfile.TemporaryDirectory() as folder:
-        state, path = Path(folder, "state"), write(Path(folder, "anna"), first)
+        state, path = Path(folder, "state"), write_sequences(Path(folder, "anna"), first)
         door = Door("ssh", (), onetime=(str(path),))
         before = Said(state, path)
         for _ in range(uses):
@@ -329,7 +321,7 @@ def test_it_says_what_the_daemon_says(first: list[str], uses: int, then: list[st
                 before.work()
         place = before.store.place("ssh", str(path)) or Place()
         before.store.close()
-        write(path, then)
+        write_sequences(path, then)
         # Where the same sequence stands at the same place, nobody sees that there are more or fewer lines before it.
         assume(not fits(path, place) or len(path.read_bytes()[: place.offset].splitlines()) == place.line)
         (file,) = look((door,), state, 0, lambda *_: None).files
@@ -337,7 +329,9 @@ def test_it_says_what_the_daemon_says(first: list[str], uses: int, then: list[st
         after.store.close()
         lines = path.read_bytes().splitlines()
         following = (
-            None if file.next_line is None else write(Path(folder, "line"), [lines[file.next_line - 1].decode()])
+            None
+            if file.next_line is None
+            else write_sequences(Path(folder, "line"), [lines[file.next_line - 1].decode()])
         )
         assert (find_next(following, Place()).sequence if following else None) == after.planted
         if (file.left or 0) <= FEW:

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,6 +26,9 @@ timeout = "30s"
 """
 
 KNOCKS = ("7000/tcp", "8000/tcp", "9000/udp")
+
+# What a file of one-time sequences may say.
+LINES = [" 7001, 8001:udp, 9001", " 7002, 8002:udp, 9002", " 7003, 8003:udp, 9003", " 7004, 8004:udp, 9004"]
 
 # Answers each line with itself, over both families.
 ECHO = """
@@ -75,6 +78,13 @@ for number, word in enumerate(sys.argv[1:]):
         with socket.socket(socket.AF_INET6, socket.SOCK_RAW, socket.IPPROTO_RAW) as raw:
             raw.sendto(ip + l4, (dst, 0))
 """
+
+
+def write_sequences(path: Path, lines: Sequence[str]) -> Path:
+    """A file of one-time sequences, as its owner keeps it."""
+    path.write_text("".join(f"{line}\n" for line in lines))
+    path.chmod(0o600)
+    return path
 
 
 def until(true: Callable[[], object], what: str) -> None:
