@@ -15,6 +15,7 @@ from . import config_values as values
 from .config_values import Network, PortRange, parse_duration
 from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
 from .packet import UDP
+from .records import Wanted
 from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, read_files
 from .toml_tables import Table
 
@@ -55,13 +56,25 @@ class Config:
     """A configuration without errors, as its files say it; `warnings` is what its author should hear of."""
 
     file: Path
-    source: str
+    sources: tuple[str, ...]
     group: int
+    wanted: Wanted
+    journal: Path | None
+    files: tuple[Path, ...]
     doors: tuple[Door, ...]
     firewall: Firewall
     state: Path
     runtime: Path
     warnings: tuple[Problem, ...]
+
+    @property
+    def logged_to(self) -> str:
+        """Where our own rules send records: to NFLOG where that is read, else to the kernel's log."""
+        return (
+            f"NFLOG group {self.group}"
+            if "nflog" in self.sources
+            else f'kernel log, prefix "{self.wanted.prefixes[0]}"'
+        )
 
     @property
     def guarded(self) -> frozenset[Service]:
@@ -87,17 +100,13 @@ def load(path: Path) -> Config:
     doors = [(_door(table), table) for table in tables]
     config = Config(
         file=path,
-        source=log.read("source", values.source, "nflog"),
-        group=log.read("group", values.whole(0, 65_535), 5),
+        **_log(log),
         doors=tuple(door for door, _ in doors),
         firewall=_firewall(firewall),
         state=paths.read("state", values.path("/var/lib/logknock"), Path("/var/lib/logknock")),
         runtime=paths.read("runtime", values.path("/run/logknock"), Path("/run/logknock")),
         warnings=(),
     )
-    log.read(
-        "prefix", values.text("logknock"), ""
-    )  # for sources that read text: known, so that one file can serve several
     for table in (log, firewall, paths, *tables):
         table.finish()
     if report.complete:
@@ -138,7 +147,34 @@ def _sort_in(files: list[tuple[Path, dict[str, Any]]], merged: dict[str, Table],
 
 
 _DOOR = Door("", ())  # for its defaults
+_WANTED = Wanted()
 _FIREWALL = Firewall()
+
+
+def _log(table: Table) -> dict[str, Any]:
+    """Where records come from, and which of them count: the fields of Config by their names."""
+    journal, file = table.table("journal"), table.table("file")
+    words: tuple[str, ...] = ("nflog",)
+    nowhere: tuple[Path, ...] = ()
+    directions = values.some_of(values.one_of(values.DIRECTIONS, "direction"))
+    found: dict[str, Any] = {
+        "sources": table.read("source", values.some_of(values.one_of(values.SOURCES, "source")), words),
+        "group": table.read("group", values.whole(0, 65_535), 5),
+        "wanted": Wanted(
+            prefixes=table.read("prefix", values.some_of(values.prefix), _WANTED.prefixes),
+            directions=frozenset(table.read("directions", directions, tuple(_WANTED.directions))),
+        ),
+        "journal": journal.read("path", values.path("/var/log/journal/remote"), None),
+        "files": file.read("path", values.some_of(values.path("/var/log/kern.log")), nowhere),
+    }
+    for inner in (journal, file):
+        inner.finish()
+        name = str(inner.name[-1])
+        if inner.has("path") and name not in found["sources"] and "source" not in table.wrong:
+            inner.warn("path", f"is not read: it is for source {name}", f'source = "{name}"')
+    if "file" in found["sources"] and not file.has("path"):
+        table.error("source", "which file is not said", 'file.path = "/var/log/kern.log"')
+    return found
 
 
 def _door(table: Table) -> Door:

@@ -205,10 +205,49 @@ def port_range(value: object) -> PortRange:
     return PortRange(PROTOCOLS[protocol], first, last)
 
 
-def source(value: object) -> str:
-    if value != "nflog":
-        raise WrongError("nflog is the only source there is", 'write "nflog", or leave it out')
-    return "nflog"
+SOURCES = ("nflog", "journal", "file", "stdin")
+DIRECTIONS = ("in", "forward", "out")
+
+# Of sources, prefixes and log files: more of any is a mistake, and each file is looked at once a second.
+MAX_NAMED = 16
+
+# What the kernel keeps of the prefix of a rule that logs (NF_LOG_PREFIXLEN is 128), without ": " and a closing zero.
+_MAX_PREFIX = 125
+
+
+def some_of(parse: Callable[[object], _T]) -> Callable[[object], tuple[_T, ...]]:
+    """One value, or a list of several; none of them twice."""
+
+    def parse_all(value: object) -> tuple[_T, ...]:
+        found = tuple(map(parse, value if isinstance(value, list) else [value]))
+        if not found:
+            raise WrongError("is empty", "name one, or leave it out")
+        if len(found) > MAX_NAMED:
+            raise WrongError(f"has {len(found)} elements, and {MAX_NAMED} are the most")
+        if twice := next((item for at, item in enumerate(found) if item in found[:at]), None):
+            raise WrongError(f"{twice} is named twice")
+        return found
+
+    return parse_all
+
+
+def one_of(words: tuple[str, ...], what: str) -> Callable[[object], str]:
+    def parse(value: object) -> str:
+        written = text(words[0])(value)
+        if written not in words:
+            raise WrongError(f"{written!r} is no {what}", f"there are: {', '.join(words)}")
+        return written
+
+    return parse
+
+
+def prefix(value: object) -> str:
+    """What a rule has log in front of a record, without the blanks and the colon at its end."""
+    written = text("logknock")(value)
+    if not (written.isascii() and written.isprintable()) or '"' in written or len(written) > _MAX_PREFIX:
+        hint = f"up to {_MAX_PREFIX} printable ASCII characters, without quotes, as they stand in the rule"
+        raise WrongError(f"{written[:_MAX_PREFIX]!r} is no prefix that the kernel writes", hint)
+    return written.rstrip(" :")
 
 
 def path(example: str) -> Callable[[object], Path]:

@@ -10,21 +10,24 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
 from . import __version__, report
 from .config import Config, load
+from .control import Answer, Control
 from .doorkeeper import Doorkeeper
 from .errors import FirewallError, LogknockError
+from .explain import Known, explain, parse
 from .firewall.sets import GUARDED, WATCHED, Sets
-from .knock import Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
+from .intake import Intake, Key, Receive, Source
+from .knock import Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
 from .packet import Packet
 from .report import Level, Reporter, notice
-from .sources.nflog import Nflog
 from .store import NoStore, StoreError, open_store
+from .trail import Memory, Refused, Told
 from .turns import Turns
 
 _TICK = 1.0  # seconds between looks at what may have changed without a packet
@@ -46,19 +49,21 @@ class Daemon:
         self._config = load(config_path)
         self._longest = _longest(self._config)
         self._matcher = Matcher(self._config.doors)
+        self._intake = Intake(self._matcher.heeds, self._read, self._receive, self._tell_intake)
         # The first netlink socket of a process has its id as port, by which the next one learns who holds the group.
-        self._source = Nflog(self._config.group, self._matcher.heeds)
+        self._opened = self._intake.open(self._config)
         self._sets = Sets()
         self._sets.use(self._config.doors)
         self._store = open_store(self._config.state)
         self._keeper = Doorkeeper(self._store, self._sets, self._config.state, reporter.write)
+        self._memory = Memory()
+        self._control = Control(self._config.runtime, self._answer)
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
         self._working = False  # whether more work on the one-time files is on its way
         self._firewall_errors = 0
         self._stale = 0  # packets that were too old
         self._trouble = ""  # what the firewall refused last, until it works again
         self._oldest = 0.0  # packets from before that are too old to mean anything; set for each read
-        self._told_lost = 0
         self._ticks = 0
 
     def run(self) -> None:
@@ -75,14 +80,15 @@ class Daemon:
             loop.add_signal_handler(number, stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR1, self._tell_counters)
-        loop.add_reader(self._source.fileno(), self._on_readable)
         loop.call_later(_TICK, self._tick)
+        self._intake.adopt(self._opened, self._config)
         self._take_over()
+        await self._open_control()
         self._tell_ready()
         await stopped.wait()
         _notify("STOPPING=1")
-        loop.remove_reader(self._source.fileno())
-        self._source.close()
+        await self._control.close()
+        self._intake.close()
         await self._keeper.stop()
         self._sets.disconnect()
         self._tell_counters()
@@ -90,55 +96,69 @@ class Daemon:
             self._store.close()
         self._tell("stopped; open doors close on time by themselves")
 
-    def _on_readable(self) -> None:
+    async def _open_control(self) -> None:
+        try:
+            await self._control.open()
+        except LogknockError as error:  # knocks do not need it
+            self._tell(f"nobody can ask this daemon anything: {error.words()}", Level.ERROR)
+
+    def _answer(self, request: Answer) -> Iterable[Answer | None]:
+        """What somebody asks through the control socket."""
+        if request.get("do") != "explain":
+            raise LogknockError(f"{request.get('do')!r} is nothing that this daemon does", "it can: explain")
+        return explain(parse(request), Known(self._config, self._matcher, self._memory, self._intake, self._sets))
+
+    def _read(self, source: Source, receive: Receive) -> bool:
         now = time.time()
         self._oldest = now - self._longest
-        try:
-            self._source.read(now, self._receive)
-            self._keeper.settle()
-        except OSError as error:
-            self._tell(f"NFLOG group {self._source.group} cannot be read: {error.strerror}", Level.ERROR)
+        more = source.read(now, receive)
+        self._keeper.settle()
+        return more
 
     def _receive(self, packet: Packet) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
         if packet.time <= self._oldest:
             self._stale += 1  # it waited too long somewhere to mean anything now (T29)
             return
-        told: list[Event | report.Line] = []
+        told: list[Told] = []
         shut: dict[str, str] = {}  # doors whose one-time sequence cannot be used, and why
+        closed: list[report.Line] = []
         for event in self._matcher.receive(packet):
             match event:
                 case Spent(_, code):
                     reason = self._turns.spend(code, packet.src, time.time())
                     if reason:
                         shut[code.door] = reason
-                        told.append(report.refused(code.door, packet.src, reason))
                     else:
                         shut.pop(code.door, None)
-                        told.append(event)
+                    told.append(Refused(packet, code.door, reason) if reason else event)
                     self._work_soon()
                 case Granted(_, Grant(door)) | Revoked(_, _, door) if door in shut:
                     self._matcher.spare(door, packet.src)
                 case Granted(_, grant):
-                    told.append(self._open(grant) or event)
+                    reason = self._open(grant)
+                    told.append(Refused(packet, grant.door, reason) if reason else event)
                 case Revoked(_, door, by):
-                    told += self._close(door, by, packet.src)
+                    told.append(event)
+                    closed += self._close(door, by, packet.src)
                 case _:
                     told.append(event)
+        self._memory.keep(packet, told)
         self._reporter.tell(told)
+        for line in closed:
+            self._reporter.write(line)
 
-    def _open(self, grant: Grant) -> report.Line | None:
-        """Open the door; None when it is open, or what to tell of why it is not."""
+    def _open(self, grant: Grant) -> str:
+        """Open the door; empty when it is open, or why it is not."""
         try:
             reason = self._keeper.open(grant.door, grant.src, time.time(), time.monotonic())
         except FirewallError as error:
             self._firewall_errors += 1
             self._trouble = self._trouble or error.message
             reason = error.words()
-        if not reason:
-            return None
-        self._matcher.spare(grant.door, grant.src)
-        return report.refused(grant.door, grant.src, reason)
+        if reason:
+            self._matcher.spare(grant.door, grant.src)
+        return reason
 
     def _close(self, door: str, by: str, src: bytes) -> list[report.Line]:
         try:
@@ -152,15 +172,21 @@ class Daemon:
     def _tick(self) -> None:
         asyncio.get_running_loop().call_later(_TICK, self._tick)
         self._expire()
-        self._reporter.tell(self._matcher.expire(time.time()))
+        self._give_up()
         self._watch_firewall()
         self._watch_state()
-        self._source.settle()
-        self._tell_losses()
+        self._intake.settle()
         self._reporter.settle()
         self._ticks += 1
         if self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW:
             gc.collect()
+
+    def _give_up(self) -> None:
+        """Attempts whose time is over."""
+        now = time.time()
+        ended = self._matcher.expire(now)
+        self._memory.keep_ended(ended, now)
+        self._reporter.tell(ended)
 
     def _expire(self) -> None:
         if self._keeper.expire(time.time(), time.monotonic()):
@@ -248,32 +274,23 @@ class Daemon:
             config = load(self._path)
             if config.state != self._config.state:
                 raise LogknockError("[paths] state cannot change while logknock runs", "restart it")
-            source = self._source
-            if config.group != source.group:
-                source = Nflog(config.group, self._matcher.heeds)
+            sources = self._intake.open(config)
             try:
                 self._sets.use(config.doors)
             except FirewallError:
-                if source is not self._source:
-                    source.close()
+                self._intake.discard(sources)
                 raise
         except LogknockError as error:
             for text in error.report():
                 self._tell(text.removeprefix("logknock: "), Level.ERROR)
             self._tell("not reloaded: the configuration from before stays in force", Level.ERROR)
         else:
-            self._adopt(config, source)
+            self._adopt(config, sources)
         finally:
             _notify("READY=1")
 
-    def _adopt(self, config: Config, source: Nflog) -> None:
-        if source is not self._source:
-            loop = asyncio.get_running_loop()
-            loop.remove_reader(self._source.fileno())
-            self._source.close()
-            loop.add_reader(source.fileno(), self._on_readable)
-            self._source = source
-            self._told_lost = 0
+    def _adopt(self, config: Config, sources: Mapping[Key, Source]) -> None:
+        self._intake.adopt(sources, config)
         self._config = config
         self._longest = _longest(config)
         self._matcher.set_doors(config.doors)
@@ -289,7 +306,7 @@ class Daemon:
         _notify("READY=1")
 
     def _summary(self) -> str:
-        return f"NFLOG group {self._config.group}, doors: {_some(door.name for door in self._config.doors)}"
+        return f"{self._intake.summary}, doors: {_some(door.name for door in self._config.doors)}"
 
     def _warn(self) -> None:
         """What is legal and unwise in the configuration, and where the loaded rules do not fit it."""
@@ -316,21 +333,18 @@ class Daemon:
         if sequence and self._config.guarded:
             self._warn_of_missing(WATCHED, set(sequence))
 
-    def _tell_losses(self) -> None:
-        lost = self._source.lost
-        if lost != self._told_lost:
-            text = f"{lost - self._told_lost} records lost on the way from the kernel ({lost} in all)"
-            self._tell(text, Level.WARNING, LOST=str(lost))
-            self._told_lost = lost
-
     def _tell_counters(self) -> None:
-        source, counted = self._source, self._keeper.counters
+        counted = self._keeper.counters
+        records, lost, ignored, overruns = self._intake.counters
         self._tell(
-            f"{source.records} records, {source.lost} lost ({source.overruns} overruns), {source.ignored} no packet, "
+            f"{records} records, {lost} lost ({overruns} overruns), {ignored} no packet, "
             f"{self._stale} too old; {self._matcher.knockers} knockers under way; "
             f"{len(self._sets.grants)} doors open, {counted.opened} opened, {counted.closed} closed, "
             f"{counted.refused} refused; {self._firewall_errors} firewall errors"
         )
+
+    def _tell_intake(self, text: str, **fields: str) -> None:
+        self._tell(text, Level.WARNING, **fields)
 
     def _tell_turn(self, text: str, bad: bool) -> None:
         self._tell(text, Level.WARNING if bad else Level.NOTICE)

@@ -172,13 +172,36 @@ class Advanced(NamedTuple):
 
 
 class Failed(NamedTuple):
-    """An attempt at these doors ended; `packet` is what ended it, where a packet did."""
+    """An attempt at these doors ended; `packet` is what ended it, where a packet did.
+
+    attempt: what it was, for who wants to know what was expected of it; None where the last knock was right.
+    """
 
     src: bytes
     doors: tuple[str, ...]
     stage: int
     reason: Reason
     packet: Packet | None
+    attempt: "Attempt | None" = None
+
+
+class Why(StrEnum):
+    """Why a packet means nothing to an attempt, and leaves it as it is."""
+
+    RESEND = "the same knock again"
+    DONE = "the sequence is complete already"
+    FLAGS = "other TCP flags than the door asks for"
+    TARGET = "sent to another address than the door asks for"
+    GUARDED = "to a guarded service, which is never a knock"
+
+
+class Ignored(NamedTuple):
+    """The packet changed nothing for these doors; `stage` is what their attempt has reached, 0 where none began."""
+
+    packet: Packet
+    doors: tuple[str, ...]
+    stage: int
+    why: Why
 
 
 class Spent(NamedTuple):
@@ -206,7 +229,7 @@ class Revoked(NamedTuple):
     by: str
 
 
-Event = Advanced | Failed | Spent | Granted | Revoked
+Event = Advanced | Failed | Ignored | Spent | Granted | Revoked
 
 
 class _Terms(NamedTuple):
@@ -244,12 +267,12 @@ class Step:
             del self._shared[door]
         self.doors = tuple(self._shared)
 
-    def counts(self, packet: Packet) -> bool:
-        """Whether the doors look at such a packet at all; one that they do not is neither a knock nor a wrong one."""
+    def passes_over(self, packet: Packet) -> Why | None:
+        """Why the doors do not look at such a packet at all (it is neither a knock nor a wrong one); None: they do."""
         flags, target = self.terms.flags, self.terms.target
         if packet.proto == TCP and packet.flags & flags.mask != flags.value:
-            return False
-        return not target or packet.dst in target
+            return Why.FLAGS
+        return Why.TARGET if target and packet.dst not in target else None
 
 
 class Attempt(NamedTuple):
@@ -288,8 +311,8 @@ def _has_flow(flows: bytes, flow: bytes) -> bool:
     return flow in flows and any(flows[at : at + _FLOW.size] == flow for at in range(0, len(flows), _FLOW.size))
 
 
-def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> Attempt | Reason:
-    """What the packet makes of the attempt: its successor, the attempt itself (nothing changed), or why it ends.
+def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> Attempt | Reason | Why:
+    """What the packet makes of the attempt: its successor, why it ends, or why nothing changes.
 
     In order: the clock; then what may be there without meaning anything (a resend, other TCP flags, another
     target, a guarded service that somebody tries early); then the right knock; anything else is a wrong one (T1,
@@ -301,15 +324,18 @@ def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> A
     if packet.time < attempt.last - CLOCK_SLACK:
         return Reason.CLOCK
     flow = _flow(packet)
-    if attempt.is_done or _has_flow(attempt.flows, flow):
-        return attempt
-    if not step.counts(packet):
-        return attempt
+    if _has_flow(attempt.flows, flow):
+        return Why.RESEND
+    if attempt.is_done:
+        return Why.DONE
+    why = step.passes_over(packet)
+    if why is not None:
+        return why
     service = Service(packet.proto, packet.dport)
     following = step.then.get(service)
     if following is not None:
         return Attempt(following, attempt.first, packet.time, attempt.flows + flow)
-    return attempt if service in guarded else Reason.WRONG
+    return Why.GUARDED if service in guarded else Reason.WRONG
 
 
 Attempts = tuple[Attempt, ...]
@@ -370,6 +396,10 @@ class Matcher:
         """How many sources have attempts."""
         return self._crowd.size
 
+    def attempts(self, src: bytes) -> Attempts:
+        """What a source has begun."""
+        return self._crowd.find(src)
+
     def set_doors(self, doors: Iterable[Door]) -> None:
         """Go on with these doors. An attempt goes on too wherever its knocks still begin some sequence."""
         self._doors = {door.name: door for door in doors}
@@ -418,8 +448,11 @@ class Matcher:
             if resend:
                 firsts = ()
         for step in firsts:
-            if step.counts(packet):
+            why = step.passes_over(packet)
+            if why is None:
                 after += (self._reach(Attempt(step, time, time, _flow(packet)), packet, events),)
+            else:
+                events.append(Ignored(packet, step.doors, 0, why))
         if before or after:
             self._put(src, before, after)
         if after and not before:
@@ -449,15 +482,15 @@ class Matcher:
     def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool]:
         """The source's attempts after the packet, and whether it was but a resend of a knock of one of them."""
         kept: list[Attempt] = []
-        flow = _flow(packet)
         resend = False
         for before in attempts:
             attempt = self._renewed(before)
             if attempt is None:
                 continue
             after = _advance(attempt, packet, self._guarded)
-            if after is attempt:
-                resend = resend or _has_flow(attempt.flows, flow)
+            if isinstance(after, Why):
+                resend = resend or after is Why.RESEND
+                events.append(Ignored(packet, attempt.step.doors, attempt.step.stage, after))
                 kept.append(attempt)
             elif isinstance(after, Reason):
                 _report_end(packet.src, attempt, after, packet, events)
@@ -631,7 +664,7 @@ def _stage(attempts: Attempts) -> int:
 
 def _report_end(src: bytes, attempt: Attempt, reason: Reason, packet: Packet | None, events: list[Event]) -> None:
     if not attempt.is_done:
-        events.append(Failed(src, attempt.step.doors, attempt.step.stage, reason, packet))
+        events.append(Failed(src, attempt.step.doors, attempt.step.stage, reason, packet, attempt))
 
 
 def _terms(door: Door) -> _Terms:

@@ -14,6 +14,7 @@ from typing import NamedTuple, Protocol
 
 from .knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked, Service, Spent
 from .packet import address_text
+from .trail import Refused
 
 # Lines a second about attempts (which anybody can begin); enough for every honest knocker to be followed.
 ROUTINE_LINES_PER_SECOND = 100
@@ -43,12 +44,15 @@ class Line(NamedTuple):
     fields: Mapping[str, str]
 
 
-def lines(event: Event) -> Iterable[Line]:
+def lines(event: Event | Refused) -> Iterable[Line]:
     """What is said of an event of the matcher: a line for each door that it concerns (knockd's habit)."""
     match event:
         case Advanced(packet, doors, stage):
             for src, door in _each(packet.src, doors):
                 yield _line(Level.INFO, src, door, f"Stage {stage}", "advanced", STAGE=str(stage))
+        case Refused(packet, door, words):
+            src = address_text(packet.src)
+            yield _line(Level.WARNING, src, door, f"not opened: {words}", "refused")
         case Failed(source, doors, stage, reason, packet):
             for src, door in _each(source, doors):
                 service = Service(packet.proto, packet.dport) if packet and reason is Reason.WRONG else ""
@@ -72,11 +76,6 @@ def closed(grant: Grant) -> Line:
 def revoked(grant: Grant, by: str) -> Line:
     """A grant was ended by the sequence of the door `by`."""
     return _line(Level.NOTICE, address_text(grant.src), grant.door, f"closed by {by}", "closed", BY=by)
-
-
-def refused(door: str, src: bytes, reason: str) -> Line:
-    """A door stays shut after the right knocks."""
-    return _line(Level.WARNING, address_text(src), door, f"not opened: {reason}", "refused")
 
 
 def command(door: str, src: bytes, text: str, *, bad: bool) -> Line:
@@ -176,12 +175,9 @@ class Reporter:
         self._routine_left = ROUTINE_LINES_PER_SECOND
         self._left_out = 0
 
-    def tell(self, told: Iterable[Event | Line]) -> None:
-        """Tell what the matcher said, unless too much of its kind is being said, and lines among it as they are."""
+    def tell(self, told: Iterable[Event | Refused]) -> None:
+        """Tell what became of a packet, unless too much of its kind is being said."""
         for event in told:
-            if isinstance(event, Line):
-                self._log.write(event)
-                continue
             routine = isinstance(event, (Advanced, Failed))
             if routine and self._routine_left <= 0:
                 self._left_out += 1

@@ -62,6 +62,14 @@ class Table:
             found.append(value)
         return tuple(found)
 
+    def table(self, key: str) -> "Table":
+        """A table within this one, to be asked and finished in the same way."""
+        inner = Table((*self.name, key), self._home, self._report)
+        data: dict[str, Any] = self.read(key, values.table(f"[{'.'.join(map(str, inner.name))}]"), {})
+        if data:
+            inner.add(self._written[key][0], data)
+        return inner
+
     def finish(self) -> None:
         """Note the keys that nobody asked for."""
         for key in self._written:

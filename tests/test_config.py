@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from logknock.config import Config, ConfigError, Firewall, PortRange, load
 from logknock.knock import Door, Service, SetName, TcpFlags
 from logknock.packet import FIN, SYN, TCP, UDP
+from logknock.records import Wanted
 
 from .config_files import DOOR, STEPS, Claims, errors, write
 from .toml_writer import Writer, values
@@ -26,8 +27,12 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
     """Every key of every table, each at a value that is not its default."""
     text = """
         [log]
-        source = "nflog"
+        source = ["journal", "file"]
         group = 0
+        prefix = ["[UFW BLOCK] ", ""]
+        directions = ["in", "forward"]
+        journal.path = "/x/journal"
+        file.path = "/x/kern.log"
         [firewall]
         trusted = ["192.0.2.0/24", "198.51.100.7", "2001:db8::/32", "2001:db9::1"]
         traps = 16384
@@ -64,8 +69,11 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
     config = load(path)
     assert config == Config(
         file=path,
-        source="nflog",
+        sources=("journal", "file"),
         group=0,
+        wanted=Wanted(("[UFW BLOCK]", ""), frozenset({"in", "forward"})),
+        journal=Path("/x/journal"),
+        files=(Path("/x/kern.log"),),
         firewall=Firewall(
             trusted=tuple(map(ip_network, ("192.0.2.0/24", "198.51.100.7/32", "2001:db8::/32", "2001:db9::1/128"))),
             traps=16384,
@@ -352,9 +360,9 @@ def test_every_key_is_documented_with_its_default(tmp_path: Path) -> None:
     known = [set(hint.removeprefix("known here: ").split(", ")) for hint in hints if hint.startswith("known here")]
     written = tomllib.loads(BLOCKS[-1])
     tables = [written["log"], written["firewall"], written["paths"], written["doors"]["ssh"]]
-    absent = {"onetime", "on_open_6", "on_close_6"}  # no value means what leaving them out does
-    assert [set(table) | (absent if "sequence" in table else set()) for table in tables] == known
-    rows = dict(re.findall(r"^\| `(\w+)` \| `?(.*?)`? \|", PAGE.read_text(), re.MULTILINE))
+    absent = [{"journal", "file"}, set(), set(), {"onetime", "on_open_6", "on_close_6"}]  # left out is not any value
+    assert [set(table) | more for table, more in zip(tables, absent, strict=True)] == known
+    rows = dict(re.findall(r"^\| `(\w+)(?:\.path)?` \| `?(.*?)`? \|", PAGE.read_text(), re.MULTILINE))
     del tables[3]["sequence"], tables[3]["opens"]
     for key, default in ((key, default) for table in tables for key, default in table.items()):
         assert tomllib.loads(f"x = {rows[key]}") == {"x": default}

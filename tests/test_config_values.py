@@ -41,8 +41,35 @@ def beside_a_door(table: str, line: str) -> str:
 
 
 LOG: Claims = {
-    "a key like no other gets the list": ("zzz = 1", "unknown key", "known here: source, group, prefix"),
-    "another source": ('source = "journal"', "nflog is the only source there is", 'write "nflog", or leave it out'),
+    "a key like no other gets the list": (
+        "zzz = 1",
+        "unknown key",
+        "known here: journal, file, source, group, prefix, directions",
+    ),
+    "another source": ('source = "syslog"', "'syslog' is no source", "there are: nflog, journal, file, stdin"),
+    "another source among others": (
+        'source = ["nflog", "jurnal"]',
+        "'jurnal' is no source",
+        "there are: nflog, journal, file, stdin",
+    ),
+    "no source": ("source = []", "is empty", "name one, or leave it out"),
+    "a source twice": ('source = ["nflog", "nflog"]', "nflog is named twice", ""),
+    "a source that is no text": ("source = 5", "must be text, not a whole number", 'write it in quotes, like "nflog"'),
+    "a file that is not named": ('source = "file"', "which file is not said", 'file.path = "/var/log/kern.log"'),
+    "another direction": ('directions = "sideways"', "'sideways' is no direction", "there are: in, forward, out"),
+    "a path that is not absolute": ('journal.path = "x"', "'x' is no absolute path", "begin it with /"),
+    "a key of the journal's that there is not": ("journal.size = 5", "unknown key", "known here: path"),
+    "a journal that is no table": ('journal = "x"', "must be a table, not text", "it begins with a line [log.journal]"),
+    "more prefixes than anybody has": (
+        f"prefix = {[str(number) for number in range(17)]}",
+        "has 17 elements, and 16 are the most",
+        "",
+    ),
+    "a prefix that no rule can have": (
+        'prefix = "a\\nb"',
+        "'a\\nb' is no prefix that the kernel writes",
+        "up to 125 printable ASCII characters, without quotes, as they stand in the rule",
+    ),
     "a group above 65535": ("group = 65536", "65536 is out of range (0-65535)", "write a number from 0 to 65535"),
     "a group below 0": ("group = -1", "-1 is out of range (0-65535)", "write a number from 0 to 65535"),
     "a bool is no number": ("group = true", "must be a whole number, not true or false", "0-65535, without quotes"),

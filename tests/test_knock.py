@@ -21,6 +21,7 @@ from logknock.knock import (
     Event,
     Failed,
     Granted,
+    Ignored,
     Matcher,
     Reason,
     Revoked,
@@ -28,6 +29,7 @@ from logknock.knock import (
     Service,
     Spent,
     TcpFlags,
+    Why,
 )
 from logknock.packet import ACK, FIN, SYN, TCP, UDP, Packet
 
@@ -541,7 +543,9 @@ def test_only_packets_to_the_target_count() -> None:
     (last,) = at("10.99.0.7", "3:a:8000")
     assert opened(matcher.receive(last)) == "aimed@a"
     elsewhere = at("10.99.0.1", "30:a:7000 31:a:8000")
-    assert not [event for packet in elsewhere for event in matcher.receive(packet)]
+    events = [event for packet in elsewhere for event in matcher.receive(packet)]
+    assert [event.why for event in events if isinstance(event, Ignored)] == [Why.TARGET]
+    assert len(events) == 1
 
 
 def test_the_same_knocks_at_two_targets_are_two_sequences() -> None:

@@ -20,9 +20,9 @@ from logknock.report import (
     closed,
     lines,
     notice,
-    refused,
     revoked,
 )
+from logknock.trail import Refused
 
 SRC = ipaddress.ip_address("192.0.2.7").packed
 PACKET = Packet(0.0, SRC, SRC, TCP, 1, 7001, SYN)
@@ -76,7 +76,8 @@ def test_the_words_for_an_event(event: Event, told: list[str]) -> None:
 def test_the_words_for_what_the_daemon_does() -> None:
     assert closed(GRANT).text == "192.0.2.7: ssh: command timeout, closed"
     assert revoked(GRANT, "done").text == "192.0.2.7: ssh: closed by done"
-    assert refused(GRANT.door, GRANT.src, "a loopback address").text == "192.0.2.7: ssh: not opened: a loopback address"
+    (line,) = lines(Refused(PACKET, "ssh", "a loopback address"))
+    assert line.text == "192.0.2.7: ssh: not opened: a loopback address"
 
 
 def test_fields_are_the_events_facts() -> None:

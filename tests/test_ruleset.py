@@ -21,6 +21,7 @@ from logknock.errors import FAILURE, NO_PERMISSION, UNAVAILABLE, FirewallError, 
 from logknock.firewall import ruleset
 from logknock.knock import Door, Service
 from logknock.packet import TCP, UDP
+from logknock.records import Wanted
 
 RULES = (Path(__file__).parents[1] / "rules" / "logknock.nft").read_text(encoding="ascii")
 SEED = bytes(range(32))
@@ -34,11 +35,16 @@ SSH = Door("ssh", services("7000/tcp", "8000/tcp", "9000/udp"), opens=services("
 WEB = Door("web", services("7100/tcp", "7200/tcp", "7300/tcp"), opens=services("443/tcp"), guard=False)
 
 
-def make_config(*doors: Door, firewall: Firewall | None = None, group: int = 5) -> Config:
+def make_config(
+    *doors: Door, firewall: Firewall | None = None, group: int = 5, sources: tuple[str, ...] = ("nflog",)
+) -> Config:
     return Config(
         file=Path("logknock.toml"),
-        source="nflog",
+        sources=sources,
         group=group,
+        wanted=Wanted(),
+        journal=None,
+        files=(),
         doors=doors or (SSH,),
         firewall=firewall or Firewall(),
         state=Path("/nonexistent"),

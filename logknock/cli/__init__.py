@@ -40,10 +40,13 @@ class Commands(click.Group):
     files: ClassVar = {
         "check": "check",
         "demo": "demo",
+        "doctor": "doctor",
+        "explain": "explain",
         "import-knockd": "import_knockd",
         "knock": "knock",
         "onetime": "onetime",
         "proxy": "proxy",
+        "replay": "replay",
         "rules": "rules",
         "run": "run",
         "status": "status",

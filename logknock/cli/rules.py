@@ -110,7 +110,7 @@ def _render(config: Config) -> tuple[str, str]:
     # Numbers only: the ports are the secret, and under systemd this goes to the journal.
     summary = (
         f"loaded: {len(config.guarded)} guarded, {len(config.knocked | onetime)} knock ports, {traps} traps; "
-        f"NFLOG group {config.group}"
+        f"{config.logged_to}"
     )
     return ruleset.render(config, seed, listening, onetime), summary
 

@@ -53,7 +53,7 @@ def render(
     """
     text = _rules_file().read_text(encoding="ascii")
     rate, burst = config.firewall.rate, config.firewall.burst
-    text = _put(text, "log group 5", f"log group {config.group}")
+    text = _put(text, "log group 5", _log_statement(config))
     for family in ("ip", "ip6"):
         default = f"{family} saddr limit rate over 20/second burst 40 packets"
         text = _put(text, default, f"{family} saddr limit rate over {rate}/second burst {burst} packets")
@@ -68,6 +68,15 @@ def render(
             _add("traps", _elements(traps(config, seed, listening, onetime))),
         )
     )
+
+
+def _log_statement(config: Config) -> str:
+    """To the NFLOG group where that is listened to; else to the kernel's log, for journal, file and pipe."""
+    if "nflog" in config.sources:
+        return f"log group {config.group}"
+    prefix = config.wanted.prefixes[0]
+    # At level info, so that a console that shows warnings does not fill with knocks.
+    return f'log prefix "{prefix}: " level info' if prefix else "log level info"
 
 
 def traps(

@@ -24,6 +24,9 @@ FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 GRANTED = {4: SetName("inet", "logknock", "granted4"), 16: SetName("inet", "logknock", "granted6")}
 GUARDED = SetName("inet", "logknock", "guarded")
 WATCHED = SetName("inet", "logknock", "watched")
+_BANNED = {4: SetName("inet", "logknock", "banned4"), 16: SetName("inet", "logknock", "banned6")}
+_NOISY = {4: SetName("inet", "logknock", "noisy4"), 16: SetName("inet", "logknock", "noisy6")}
+_PREFIX_BYTES = 8  # of IPv6, by which sources are banned
 
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
@@ -337,6 +340,15 @@ class Sets:
         thousands of elements, and to read them all would take the daemon's time.
         """
         return [service for service in services if not self._has(Element(name, key(b"", service)))]
+
+    def unheard(self, src: bytes) -> tuple[bool, bool]:
+        """Whether our rules drop all that comes from the source (banned), and whether they log none of it (noisy)."""
+        banned = src if len(src) == 4 else src[:_PREFIX_BYTES] + bytes(len(src) - _PREFIX_BYTES)
+        return self._has(Element(_BANNED[len(src)], banned)), self._has(Element(_NOISY[len(src)], src))
+
+    def granted(self, src: bytes) -> list[Grant]:
+        """The doors that are open for a source."""
+        return [opened.grant for opened in self._open.get(src, {}).values()]
 
     def _has(self, element: Element) -> bool:
         sequence = self._netfilter.sequence()

@@ -11,7 +11,8 @@ while there are few (a knock should open its door now), and many at a time when 
 import contextlib
 import errno
 import socket
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from struct import Struct, calcsize
 from typing import NamedTuple
@@ -26,7 +27,7 @@ _CFG_CMD, _CFG_MODE, _CFG_NLBUFSIZ, _CFG_TIMEOUT, _CFG_QTHRESH, _CFG_FLAGS = 1, 
 _CMD_BIND = 1
 _COPY_PACKET = 2
 _FLAG_SEQUENCE = 1
-_TIMESTAMP, _PAYLOAD, _SEQUENCE = 3, 9, 12
+_TIMESTAMP, _INDEV, _OUTDEV, _PAYLOAD, _SEQUENCE = 3, 4, 5, 9, 12
 
 # What doors need of a packet: the IP header (IPv6 with a few extension headers, IPv4 with all its options) and TCP's
 # up to its flags. More would only be copied.
@@ -50,6 +51,10 @@ _DELIVERIES_PER_READ = 128
 # Shapes of messages that are known how to unpack: by length, by interface and neighbour. An attacker on the same wire
 # can make more (by the sender's hardware address), and then pays with being unpacked one by one.
 _MAX_SHAPES = 256
+
+# What is kept of deliveries, for who asks later what came from a source: some thousand records.
+_RECENT_BYTES = 1024 * 1024
+_RECENT_DELIVERIES = 4_096
 
 # asm-generic/socket.h; Python does not name them.
 _SO_RCVBUFFORCE = 33
@@ -88,10 +93,15 @@ class _Marks(NamedTuple):
 
 
 class Decoder:
-    """Netlink messages to Packets; counts what it sees. Holds no descriptor."""
+    """Netlink messages to Packets; counts what it sees. Holds no descriptor.
 
-    def __init__(self, heeds: Heeds) -> None:
+    directions: which packets count: `in` those that came in for this host, `forward` those that are routed on, `out`
+    those that were made here (T25).
+    """
+
+    def __init__(self, heeds: Heeds, directions: frozenset[str] = frozenset({"in"})) -> None:
         self._heeds = heeds
+        self._directions = directions
         self.records = 0
         self.lost = 0
         self.ignored = 0
@@ -154,7 +164,7 @@ class Decoder:
         if len(stamp) == 16:
             time = int.from_bytes(stamp[:8], "big") + int.from_bytes(stamp[8:], "big") / 1_000_000
         packet = from_ip(bytes(found.get(_PAYLOAD, b"")), time)
-        if packet is None:
+        if packet is None or _direction(found) not in self._directions:
             self.ignored += 1
             return
         if self._heeds(packet.src, packet.proto, packet.dport):
@@ -167,6 +177,17 @@ class Decoder:
             self._marks[len(data)] = marks
             self._shapes[marks.key(data)] = shape
 
+    def successor(self, heeds: Heeds, directions: frozenset[str] | None = None) -> "Decoder":
+        """One that goes on where this one is; the shapes that it knew are learned anew, in these directions."""
+        after = Decoder(heeds, self._directions if directions is None else directions)
+        after.records, after.lost, after.ignored, after._expected = (
+            self.records,
+            self.lost,
+            self.ignored,
+            self._expected,
+        )
+        return after
+
     def _miss(self, expected: int | None, number: int) -> None:
         """Count what a gap in the numbers says is missing; a number from before `expected` is no gap."""
         if expected is not None:
@@ -175,20 +196,29 @@ class Decoder:
 
 
 class Nflog:
-    """A bound NFLOG group. `read()` when `fileno()` is readable, `settle()` once a second; close() when done."""
+    """A bound NFLOG group: `read()` when `fileno()` is readable, `settle()` once a second; close() when done."""
 
-    def __init__(self, group: int, heeds: Heeds) -> None:
+    interval = 0.0
+
+    def __init__(self, group: int, heeds: Heeds, directions: frozenset[str] = frozenset({"in"})) -> None:
         self.group = group
+        self.name = f"NFLOG group {group}"
         self.overruns = 0
         self.busy = False  # whether the kernel delivers many packets at a time
-        self._decoder = Decoder(heeds)
+        self._decoder = Decoder(heeds, directions)
         self._records_at_settling = 0
         self._buffer = memoryview(bytearray(2 * _BATCH_BYTES))
+        self._recent: deque[tuple[float, bytes]] = deque(maxlen=_RECENT_DELIVERIES)
+        self._recent_bytes = 0
         self._socket = _open_group(group)
         # The kernel stamps packets with the time of their coming as long as some socket asks for it. With the stamp
         # a packet that waited (a stopped process, a full queue) is judged by when it came (T29).
         self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
+
+    def count(self, heeds: Heeds, directions: frozenset[str]) -> None:
+        """From here on these packets count."""
+        self._decoder = self._decoder.successor(heeds, directions)
 
     @property
     def records(self) -> int:
@@ -209,15 +239,19 @@ class Nflog:
         """The descriptor to wait for."""
         return self._socket.raw.fileno()
 
+    def watch(self, wake: Callable[[], None]) -> None:
+        """Nothing to do: the descriptor tells."""
+
     def close(self) -> None:
         """Leave the group, which the kernel then gives to whoever asks."""
         self._socket.close()
         self._stamps.close()
 
-    def read(self, now: float, receive: Receive) -> None:
+    def read(self, now: float, receive: Receive) -> bool:
         """Hand over what has come and matters; `now` (seconds since the epoch) is the time of packets without a stamp.
 
-        Never blocks, and returns before everything is read if that is much. Raises OSError if the socket fails.
+        Never blocks, and returns before everything is read if that is much: the descriptor stays readable then (so
+        that the answer is False: nothing waits that it does not tell of). Raises OSError if the socket fails.
         """
         before = self.records
         for _ in range(_DELIVERIES_PER_READ):
@@ -231,23 +265,51 @@ class Nflog:
                 self.overruns += 1
                 continue
             if port == 0:
+                self._keep(now, bytes(self._buffer[:length]))
                 self._decoder.decode(self._buffer[:length], now, receive)
             if self.records - before >= _RECORDS_PER_READ:
                 break
         if not self.busy and self.records - before > _BUSY_ABOVE:
             self._deliver(busy=True)
+        return False
 
-    def settle(self) -> None:
+    def recent(self, src: bytes) -> Iterator[Packet | None]:
+        """The last packets of a source, heeded or not, as far as they are kept; None after each part of the work."""
+        for now, data in list(self._recent):
+            if src in data:
+                found: list[Packet] = []
+                decoder = self._decoder.successor(lambda source, proto, dport: source == src)
+                decoder.decode(memoryview(data), now, found.append)
+                yield from found
+            yield None
+
+    def settle(self) -> tuple[str, ...]:
         """Go back to delivering each packet at once when the last second was quiet."""
         if self.busy and self.records - self._records_at_settling < _QUIET_BELOW:
             self._deliver(busy=False)
         self._records_at_settling = self.records
+        return ()
+
+    def _keep(self, now: float, data: bytes) -> None:
+        if len(self._recent) == _RECENT_DELIVERIES:
+            self._recent_bytes -= len(self._recent[0][1])
+        self._recent.append((now, data))
+        self._recent_bytes += len(data)
+        while self._recent_bytes > _RECENT_BYTES:
+            self._recent_bytes -= len(self._recent.popleft()[1])
 
     def _deliver(self, *, busy: bool) -> None:
         threshold = _BUSY if busy else _QUIET
         with contextlib.suppress(OSError):  # unchanged is slower, not wrong
             self._socket.raw.send(_config(self.group, 0, 0, _u32(_CFG_QTHRESH, threshold)))
             self.busy = busy
+
+
+def _direction(attributes: Mapping[int, memoryview]) -> str:
+    """Where a packet was going, by the interfaces that the kernel names."""
+    if _INDEV in attributes:
+        return "forward" if _OUTDEV in attributes else "in"
+    return "out"
 
 
 def _shape(data: memoryview) -> tuple[_Marks, _Shape] | None:

@@ -1,0 +1,124 @@
+"""Why did it not open? What a running daemon knows of one address.
+
+Rule 1: it asks and changes nothing. Rule 2: what takes long is done in parts, with pauses for the packets. Rule 3: the
+findings are made by `trail`, as `logknock replay` makes them; here is only what a log does not tell.
+"""
+
+import ipaddress
+import time
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+from .config import Config
+from .errors import LogknockError
+from .firewall.sets import Sets, never_granted
+from .intake import Intake
+from .knock import Matcher
+from .packet import Packet, address_text
+from .trail import Finding, Kept, Memory, Trail, advice
+
+
+class Question(NamedTuple):
+    """Of whom, and since when (seconds since the epoch) packets are to be told of."""
+
+    src: bytes
+    since: float
+
+
+class Known(NamedTuple):
+    """What there is to look at; all of it is the daemon's own."""
+
+    config: Config
+    matcher: Matcher
+    memory: Memory
+    intake: Intake
+    sets: Sets
+
+
+def parse(request: Mapping[str, Any]) -> Question:
+    """A request of the control socket. Raises LogknockError."""
+    written, since = request.get("address"), request.get("since", 0.0)
+    if not isinstance(written, str) or not isinstance(since, (int, float)):
+        raise LogknockError("explain needs an address", 'like {"address": "192.0.2.7"}')
+    return Question(packed(written), float(since))
+
+
+def packed(written: str) -> bytes:
+    """An address in network order: one form for one address (T27). Raises LogknockError."""
+    try:
+        address = ipaddress.ip_address(written.strip())
+    except ValueError:
+        raise LogknockError(f"{written!r} is no IP address", "write 192.0.2.7 or 2001:db8::7") from None
+    if isinstance(address, ipaddress.IPv6Address):
+        if address.scope_id:
+            raise LogknockError(f"{written!r} has a zone", "a packet's source has none: leave out what begins with %")
+        address = address.ipv4_mapped or address
+    return address.packed
+
+
+def explain(question: Question, known: Known) -> Iterator[Mapping[str, Any] | None]:
+    """The answers: how the address stands, a finding for each packet, what would have opened; None is a pause."""
+    yield {"standing": _standing(question.src, known)}
+    kept = {_identity(entry.packet): entry for entry in known.memory.of(question.src) if entry.packet}
+    ended = [entry for entry in known.memory.of(question.src) if not entry.packet]
+    strangers: list[Kept] = []
+    for packet in known.intake.strangers(question.src):
+        if packet is None:
+            yield None
+        elif _identity(packet) not in kept:
+            strangers.append(Kept(packet.time, packet.src, packet, ()))
+    findings: list[Finding] = []
+    trail = Trail(known.config.doors)
+    for entry in sorted((*kept.values(), *ended, *strangers), key=lambda entry: entry.time):
+        found = trail.follow(entry.packet, entry.told) if entry.packet else trail.ended(entry.told, entry.time)
+        mine = [finding for finding in found if finding.src == question.src]
+        findings += mine
+        for finding in mine:
+            if finding.time > question.since:
+                yield {"finding": as_object(finding)}
+    yield {"advice": advice(known.config.doors, findings)}
+
+
+def as_object(finding: Finding) -> dict[str, Any]:
+    """A finding as JSON has it."""
+    return finding._asdict() | {"src": address_text(finding.src), "verdict": str(finding.verdict)}
+
+
+def _identity(packet: Packet) -> tuple[float, int, int, int]:
+    return packet.time, packet.proto, packet.sport, packet.dport
+
+
+def _standing(src: bytes, known: Known) -> dict[str, Any]:
+    """How an address stands with the doors and with the rules, whatever it has sent."""
+    now, wall = time.monotonic(), time.time()
+    lengths = {door.name: len(door.sequence) for door in known.config.doors}
+    address = ipaddress.ip_address(src)
+    try:
+        banned, deaf = known.sets.unheard(src)
+        never, trouble = known.sets.refused(src) or "", ""
+    except LogknockError as error:
+        banned = deaf = False
+        never, trouble = never_granted(src) or "", error.words()
+    return {
+        "address": str(address),
+        "trusted": any(address in network for network in known.config.firewall.trusted),
+        "banned": banned,
+        "deaf": deaf,
+        "never": never,
+        "trouble": trouble,
+        "open": [{"door": grant.door, "left": round(grant.expires - now, 3)} for grant in known.sets.granted(src)],
+        "attempts": [
+            {
+                "door": door,
+                "stage": attempt.step.stage,
+                "of": lengths.get(door, 0),
+                "left": round(attempt.expires - wall, 3),
+            }
+            for attempt in known.matcher.attempts(src)
+            if not attempt.is_done and attempt.expires > wall
+            for door in attempt.step.doors
+        ],
+        "sources": [
+            {"name": source.name, "records": source.records, "lost": source.lost} for source in known.intake.sources
+        ],
+    }

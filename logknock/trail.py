@@ -1,0 +1,283 @@
+"""The trail of a knocker: each packet, and in words what became of it and why.
+
+Rule 1: pure; packets and what the matcher said of them come in, findings go out. Rule 2: what was not decided in
+`knock` is not decided here: a finding says what an event says. Rule 3: memory has a fixed bound, and what anybody can
+cause with one packet does not push out what takes more. Rule 4: no knock of a one-time sequence is told before it came.
+"""
+
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from enum import StrEnum
+from typing import NamedTuple
+
+from .knock import Advanced, Attempt, Door, Event, Failed, Granted, Ignored, Reason, Revoked, Service, Spent, Why
+from .packet import Packet
+
+# What a running daemon remembers, in packets: 8,192 take 5 MB, and hold an hour of a usual host's background noise.
+MAX_KEPT = 8_192
+
+# Sources whose last attempt has timed out, so that a knock that comes too late is known for one.
+MAX_LATE = 4_096
+
+# Of the doors that share a beginning so many get a finding of their own.
+DOORS_SHOWN = 4
+
+
+class Verdict(StrEnum):
+    """What became of a packet at a door; the values are for programs to read and do not change."""
+
+    ADVANCED = "advanced"
+    OPENED = "opened"
+    CLOSED = "closed"
+    USED = "used"
+    REFUSED = "refused"
+    WRONG = "wrong"
+    TIMEOUT = "timeout"
+    LATE = "late"
+    CLOCK = "clock"
+    EVICTED = "evicted"
+    SPENT = "spent"
+    COOLDOWN = "cooldown"
+    RESEND = "resend"
+    DONE = "done"
+    FLAGS = "flags"
+    TARGET = "target"
+    GUARDED = "guarded"
+    UNKNOWN = "unknown"
+
+
+_REASONS = {
+    Reason.WRONG: Verdict.WRONG,
+    Reason.TIMEOUT: Verdict.TIMEOUT,
+    Reason.CLOCK: Verdict.CLOCK,
+    Reason.EVICTED: Verdict.EVICTED,
+    Reason.SPENT: Verdict.SPENT,
+    Reason.COOLDOWN: Verdict.COOLDOWN,
+}
+_WHYS = {
+    Why.RESEND: Verdict.RESEND,
+    Why.DONE: Verdict.DONE,
+    Why.FLAGS: Verdict.FLAGS,
+    Why.TARGET: Verdict.TARGET,
+    Why.GUARDED: Verdict.GUARDED,
+}
+
+
+class Refused(NamedTuple):
+    """The right knocks came, and the door was not opened all the same."""
+
+    packet: Packet
+    door: str
+    reason: str
+
+
+Told = Event | Refused
+
+
+class Finding(NamedTuple):
+    """What became of one packet at one door.
+
+    time: seconds since the epoch. service: where the packet went, empty where none came. stage: what the attempt has
+    reached, of so many knocks; 0 where there is none, or where it is not to be told. words: for a person.
+    """
+
+    time: float
+    src: bytes
+    service: str
+    door: str
+    stage: int
+    of: int
+    verdict: Verdict
+    words: str
+
+
+class Trail:
+    """Turns packets and events into findings. Remembers no more than whose attempt has timed out."""
+
+    def __init__(self, doors: Iterable[Door]) -> None:
+        self._doors = {door.name: door for door in doors}
+        self._late: dict[bytes, Failed] = {}
+
+    def follow(self, packet: Packet, told: Sequence[Told]) -> list[Finding]:
+        """What became of this packet."""
+        found = [finding for event in told for finding in self._tell(packet.time, packet, event)]
+        late = self._late.pop(packet.src, None)
+        if late is not None and late.attempt is not None and not any(isinstance(event, Failed) for event in told):
+            found = [*self._too_late(packet, late, late.attempt), *found]
+        return found or [self._finding(packet.time, packet, Verdict.UNKNOWN, self._stranger(packet))]
+
+    def ended(self, events: Iterable[Told], now: float) -> list[Finding]:
+        """What became of attempts that have ended without a packet, by the time `now`."""
+        found: list[Finding] = []
+        for event in events:
+            if not isinstance(event, Failed):
+                continue
+            time = min(now, event.attempt.expires) if event.attempt else now
+            found += self._tell(time, None, event)
+            if event.reason is Reason.TIMEOUT:
+                self._late.pop(event.src, None)
+                self._late[event.src] = event
+        while len(self._late) > MAX_LATE:
+            del self._late[next(iter(self._late))]
+        return found
+
+    def _tell(self, time: float, packet: Packet | None, event: Told) -> Iterator[Finding]:
+        match event:
+            case Advanced(_, doors, stage):
+                for door in _shown(doors):
+                    words = f"stage {stage}{self._of(door)}"
+                    yield self._finding(time, packet, Verdict.ADVANCED, words, door, stage)
+            case Failed(src, doors, stage, reason, cause, attempt):  # another's packet may have been in its way
+                for door in _shown(doors):
+                    words = self._failure(door, reason, cause, attempt)
+                    yield self._finding(time, cause, _REASONS[reason], words, door, stage, src)
+            case Ignored(_, doors, stage, why):
+                for door in _shown(doors):
+                    yield self._finding(time, packet, _WHYS[why], f"means nothing: {why}", door, stage)
+            case Spent(_, code):
+                yield self._finding(time, packet, Verdict.USED, f"one-time sequence of {code.file} used", code.door)
+            case Granted(_, grant):
+                timeout = f"{self._doors[grant.door].timeout:g} s" if grant.door in self._doors else "its timeout"
+                yield self._finding(time, packet, Verdict.OPENED, f"opened for {timeout}", grant.door)
+            case Revoked(_, door, by):
+                yield self._finding(time, packet, Verdict.CLOSED, f"complete, closes {door}", by)
+            case Refused(_, door, reason_text):
+                yield self._finding(time, packet, Verdict.REFUSED, f"not opened: {reason_text}", door)
+
+    def _failure(self, door: str, reason: Reason, packet: Packet | None, attempt: Attempt | None) -> str:
+        """Why an attempt ended, by how much, and what was expected of it."""
+        if attempt is None:
+            return str(reason)
+        at = f"at stage {attempt.step.stage}{self._of(door)}"
+        if reason is Reason.WRONG:
+            return f"wrong port {at}: {self._expected(door, attempt)} was expected"
+        if reason is Reason.TIMEOUT:
+            limit = f"{attempt.step.terms.seq_timeout:g} s"
+            if packet is None:
+                return f"given up {at}: no {self._expected(door, attempt)} within {limit} of the first knock"
+            return f"too late by {_span(packet.time - attempt.expires)} {at}: {limit} from the first knock to the last"
+        if reason is Reason.CLOCK and packet is not None:
+            return f"given up {at}: the clock stepped back by {_span(attempt.last - packet.time)}"
+        if reason is Reason.EVICTED:
+            return f"given up {at}: too many others were knocking"
+        return f"{reason} ({at})"
+
+    def _too_late(self, packet: Packet, late: Failed, attempt: Attempt) -> Iterator[Finding]:
+        """The next knock of an attempt that was given up before it came."""
+        if Service(packet.proto, packet.dport) not in attempt.step.then:
+            return
+        for door in _shown(late.doors):
+            limit = f"{attempt.step.terms.seq_timeout:g} s from the first knock to the last"
+            words = f"too late by {_span(packet.time - attempt.expires)} for stage {late.stage + 1}: {limit}"
+            yield self._finding(packet.time, packet, Verdict.LATE, words, door, late.stage)
+
+    def _stranger(self, packet: Packet) -> str:
+        return f"means nothing: no door begins with {Service(packet.proto, packet.dport)}"
+
+    def _expected(self, door: str, attempt: Attempt) -> str:
+        """The next knock; of one-time sequences and of doors that have parted no more than that there is one."""
+        known = self._doors.get(door)
+        at = attempt.step.stage
+        if known is None or known.sequence[:at] != attempt.step.path or at >= len(known.sequence):
+            return "the next knock of its sequence"
+        return str(known.sequence[at])
+
+    def _of(self, door: str) -> str:
+        many = self._length(door)
+        return f" of {many}" if many else ""
+
+    def _length(self, door: str) -> int:
+        return len(self._doors[door].sequence) if door in self._doors else 0
+
+    def _finding(
+        self,
+        time: float,
+        packet: Packet | None,
+        verdict: Verdict,
+        words: str,
+        door: str = "",
+        stage: int = 0,
+        src: bytes = b"",
+    ) -> Finding:
+        service = str(Service(packet.proto, packet.dport)) if packet else ""
+        return Finding(time, packet.src if packet else src, service, door, stage, self._length(door), verdict, words)
+
+
+def advice(doors: Iterable[Door], findings: Iterable[Finding]) -> list[str]:
+    """What would have opened the doors that these findings of one source are about, a line each; all, if about none."""
+    best: dict[str, int] = {}
+    opened: set[str] = set()
+    for finding in findings:
+        if finding.door:
+            best[finding.door] = max(best.get(finding.door, 0), finding.stage)
+        if finding.verdict is Verdict.OPENED:
+            opened.add(finding.door)
+    known = [door for door in doors if door.name not in opened]
+    tried = [door for door in known if door.name in best]
+    lines = [f"{name} was opened" for name in sorted(opened)]
+    for door in tried or ([] if opened else known[:DOORS_SHOWN]):
+        of = f" of {len(door.sequence)}" if door.sequence else ""
+        reached = f"; it got to stage {best[door.name]}{of}" if best.get(door.name) else ""
+        lines.append(f"{door.name} opens with {_knocks(door)} within {door.seq_timeout:g} s{reached}")
+    return lines
+
+
+def _knocks(door: Door) -> str:
+    if not door.sequence:
+        return "the next sequence of its one-time file"
+    return ", ".join(map(str, door.sequence))
+
+
+def _shown(doors: tuple[str, ...]) -> Iterator[str]:
+    yield from doors[:DOORS_SHOWN]
+    if len(doors) > DOORS_SHOWN:
+        yield f"({len(doors) - DOORS_SHOWN} more doors)"
+
+
+def _span(seconds: float) -> str:
+    """A time for a person: three digits are enough, and milliseconds too."""
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+
+
+class Kept(NamedTuple):
+    """A packet as it was received and what was said of it; None and a source: attempts that ended without one."""
+
+    time: float
+    src: bytes
+    packet: Packet | None
+    told: Sequence[Told]
+
+
+class Memory:
+    """The last packets of everybody, cheap to keep: one append each; findings are made of them when somebody asks."""
+
+    def __init__(self, most: int = MAX_KEPT) -> None:
+        self._beginnings: deque[Kept] = deque(maxlen=most)  # what one packet can cause
+        self._further: deque[Kept] = deque(maxlen=most)
+
+    def keep(self, packet: Packet, told: Sequence[Told]) -> None:
+        """Remember the packet for a while."""
+        for event in told:
+            if isinstance(event, Failed) and event.packet is None:  # it made another's attempt give way
+                self.keep_ended((event,), packet.time)
+        ring = self._further if any(map(_is_further, told)) else self._beginnings
+        ring.append(Kept(packet.time, packet.src, packet, told))
+
+    def keep_ended(self, events: Iterable[Event], now: float) -> None:
+        """Remember attempts that have ended without a packet."""
+        for event in events:
+            if isinstance(event, Failed):
+                ring = self._further if _is_further(event) else self._beginnings
+                ring.append(Kept(now, event.src, None, (event,)))
+
+    def of(self, src: bytes) -> list[Kept]:
+        """What is remembered of a source, in the order of coming."""
+        every = [kept for ring in (self._beginnings, self._further) for kept in ring if kept.src == src]
+        return sorted(every, key=lambda kept: kept.time)
+
+
+def _is_further(told: Told) -> bool:
+    """Whether it took more than one packet."""
+    if isinstance(told, (Advanced, Failed, Ignored)):
+        return told.stage > 1
+    return True

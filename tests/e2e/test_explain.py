@@ -1,0 +1,264 @@
+"""`logknock explain` beside a real daemon: for each way in which a knock can fail, the right reason."""
+
+import json
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from ..netns import pair
+from .world import KNOCKS, SSH, Daemon, World, until, write_sequences
+
+AIMED = '[doors.aimed]\nsequence = ["7500/tcp", "7600/tcp", "7700/tcp"]\nopens = ["80/tcp"]\ntarget = ["10.99.0.77"]\n'
+
+
+@pytest.fixture(scope="module")
+def hosts() -> Iterator[Any]:
+    with pair() as both:
+        yield both
+
+
+@pytest.fixture
+def world(hosts: Any, tmp_path: Path) -> Iterator[World]:
+    gateway, client = hosts
+    yield World(gateway, client, tmp_path / "logknock.toml")
+    gateway.run("nft", "delete", "table", "inet", "logknock", check=False)
+
+
+@contextmanager
+def running(world: World, text: str = SSH) -> Iterator[Daemon]:
+    world.configure(text)
+    world.apply()
+    with world.daemon() as daemon:
+        yield daemon
+
+
+def explain(world: World, address: str = "") -> list[dict[str, Any]]:
+    done = world.gateway.logknock("explain", address or world.client.ipv4, "--json", "-c", str(world.config))
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def findings(world: World, address: str = "") -> list[tuple[str, str, str, str]]:
+    found = [answer["finding"] for answer in explain(world, address) if "finding" in answer]
+    return [(each["service"], each["door"], each["verdict"], each["words"]) for each in found]
+
+
+def standing(world: World, address: str = "") -> dict[str, Any]:
+    (found,) = (answer["standing"] for answer in explain(world, address) if "standing" in answer)
+    assert isinstance(found, dict)
+    return found
+
+
+def shown(world: World, *args: str) -> str:
+    return world.gateway.logknock("explain", *args, "-c", str(world.config)).stdout
+
+
+def until_found(world: World, true: Callable[[list[tuple[str, str, str, str]]], object], address: str = "") -> None:
+    until(lambda: true(findings(world, address)), f"the findings of {address}")
+
+
+FLOW = "{src}>10.99.0.1:{service}"
+
+
+@pytest.mark.parametrize(
+    ("sent", "told"),
+    [
+        pytest.param(
+            ["7000/tcp", "8000/tcp", "9000/udp"],
+            [
+                ("7000/tcp", "ssh", "advanced", "stage 1 of 3"),
+                ("8000/tcp", "ssh", "advanced", "stage 2 of 3"),
+                ("9000/udp", "ssh", "advanced", "stage 3 of 3"),
+                ("9000/udp", "ssh", "opened", "opened for 30 s"),
+            ],
+            id="one that opens",
+        ),
+        pytest.param(
+            ["7000/tcp", "7001/tcp"],
+            [
+                ("7000/tcp", "ssh", "advanced", "stage 1 of 3"),
+                ("7001/tcp", "ssh", "wrong", "wrong port at stage 1 of 3: 8000/tcp was expected"),
+            ],
+            id="a wrong port",
+        ),
+        pytest.param(
+            ["8000/tcp", "7999/tcp"],
+            [
+                ("8000/tcp", "", "unknown", "means nothing: no door begins with 8000/tcp"),
+                ("7999/tcp", "", "unknown", "means nothing: no door begins with 7999/tcp"),
+            ],
+            id="what begins nothing, knock port or trap",
+        ),
+        pytest.param(
+            ["7000/tcp=16"],
+            [("7000/tcp", "ssh", "flags", "means nothing: other TCP flags than the door asks for")],
+            id="other flags",
+        ),
+        pytest.param(
+            ["7000/tcp", "22/tcp"],
+            [
+                ("7000/tcp", "ssh", "advanced", "stage 1 of 3"),
+                ("22/tcp", "ssh", "guarded", "means nothing: to a guarded service, which is never a knock"),
+            ],
+            id="an ssh client that tries early",
+        ),
+        pytest.param(
+            ["7500/tcp"],
+            [("7500/tcp", "aimed", "target", "means nothing: sent to another address than the door asks for")],
+            id="another target",
+        ),
+    ],
+)
+def test_each_packet_gets_the_right_reason(
+    world: World, sent: list[str], told: list[tuple[str, str, str, str]]
+) -> None:
+    src = "198.51.100.7"
+    with running(world, SSH + AIMED):
+        world.spoof(*(FLOW.format(src=src, service=service) for service in sent))
+        until_found(world, lambda found: len(found) == len(told), src)
+        assert findings(world, src) == told
+        assert findings(world, "::ffff:198.51.100.7") == told
+        assert findings(world, "198.51.100.8") == []
+
+
+def test_a_resend_is_told_as_one(world: World) -> None:
+    again = "import socket\ns = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\ns.bind(('', 4000))\n"
+    again += "for _ in range(2): s.sendto(b'', ('10.99.0.1', 7100))\n"
+    door = '[doors.ssh]\nsequence = ["7100/udp", "7200/udp", "7300/udp"]\nopens = ["22/tcp"]\n'
+    with running(world, door):
+        world.client.python(again)
+        until_found(world, lambda found: len(found) == 2)
+        assert [each[2:] for each in findings(world)] == [
+            ("advanced", "stage 1 of 3"),
+            ("resend", "means nothing: the same knock again"),
+        ]
+
+
+def test_a_knock_that_comes_too_late_is_told_with_how_much(world: World) -> None:
+    with running(world, SSH.replace("timeout", 'seq_timeout = "1s"\ntimeout')) as daemon:
+        world.knock(*KNOCKS[:2])
+        daemon.wait_for("sequence timeout")
+        world.knock(*KNOCKS[2:])
+        until_found(world, lambda found: found[-1][2] == "late")
+        gave_up, late = findings(world)[-2:]
+    assert gave_up == ("", "ssh", "timeout", "given up at stage 2 of 3: no 9000/udp within 1 s of the first knock")
+    assert late[3].startswith("too late by ")
+    assert late[3].endswith("for stage 3: 1 s from the first knock to the last")
+
+
+def test_a_door_that_could_not_open_says_so(world: World) -> None:
+    with running(world):
+        world.gateway.run("nft", "delete", "table", "inet", "logknock")
+        world.gateway.nft("table inet x { chain c { type filter hook prerouting priority mangle\nlog group 5\n}\n}")
+        world.knock(*KNOCKS)
+        until_found(world, lambda found: found and found[-1][2] == "refused")
+        assert "granted4" in findings(world)[-1][3]
+        world.gateway.run("nft", "delete", "table", "inet", "x")
+
+
+def test_what_a_used_one_time_sequence_does_is_told_and_no_sequence_that_is_left(world: World, tmp_path: Path) -> None:
+    file = write_sequences(tmp_path / "phone", [" 7000, 8000, 9000:udp", " 7010, 8010, 9010:udp"])
+    with running(world, f'[doors.ssh]\nonetime = ["{file}"]\nopens = ["22/tcp"]\n') as daemon:
+        daemon.wait_for("2 one-time sequences left")
+        world.knock(*KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        world.knock(*KNOCKS)
+        world.knock("7010/tcp", "7011/tcp")
+        until_found(world, lambda found: found[-1][2] == "wrong")
+        everything = json.dumps(explain(world))
+        told = findings(world)
+    assert (told[3][2], told[3][3]) == ("used", f"one-time sequence of {file} used")
+    assert [each[2] for each in told[5:8]] == ["unknown"] * 3
+    assert told[-1][3] == "wrong port at stage 1: the next knock of its sequence was expected"
+    assert "8010" not in everything
+
+
+def test_who_is_banned_too_fast_or_trusted_is_told_so(world: World) -> None:
+    with running(world, SSH + '[firewall]\ntrusted = ["198.51.100.9"]\nburst = 2\nrate = 1\n'):
+        world.gateway.run("nft", "add", "element", "inet", "logknock", "banned4", "{ 198.51.100.8 timeout 1m }")
+        world.gateway.run("nft", "add", "element", "inet", "logknock", "banned6", "{ fd98:: timeout 1m }")
+        world.spoof(*[FLOW.format(src="198.51.100.7", service="7000/tcp")] * 8)
+        until(lambda: standing(world, "198.51.100.7")["deaf"], "the source to be too fast")
+        assert "198.51.100.7 is too fast" in shown(world, "198.51.100.7")
+        assert not standing(world, "198.51.100.7")["banned"]
+        assert standing(world, "198.51.100.8")["banned"]
+        assert "all that it sends is dropped" in shown(world, "198.51.100.8")
+        assert standing(world, "fd98::5")["banned"]
+        assert not standing(world, "fd98:1::5")["banned"]
+        assert standing(world, "198.51.100.9")["trusted"]
+        assert "need not knock" in shown(world, "198.51.100.9")
+        assert standing(world, "10.99.0.1")["never"] == "one of this host's own addresses"
+
+
+def test_what_would_have_opened_is_the_last_word(world: World) -> None:
+    with running(world):
+        world.knock(*KNOCKS[:2])
+        until_found(world, lambda found: len(found) == 2)
+        last = shown(world, world.client.ipv4).splitlines()[-1]
+        assert last == "ssh opens with 7000/tcp, 8000/tcp, 9000/udp within 15 s; it got to stage 2 of 3"
+        assert f"{standing(world)['attempts'][0]['stage']} of 3" == "2 of 3"
+        world.knock(*KNOCKS[2:])
+        until_found(world, lambda found: found[-1][2] == "opened")
+        text = shown(world, world.client.ipv4)
+        assert "ssh is open for another" in text
+        assert text.splitlines()[-1] == "ssh was opened"
+
+
+def test_follow_shows_what_comes_once(world: World) -> None:
+    with running(world):
+        argv = [sys.executable, "-u", "-m", "logknock", "explain", "-f", world.client.ipv4, "-c", str(world.config)]
+        process = world.gateway.start(*argv, stdout=subprocess.PIPE)
+        assert process.stdout is not None
+        try:
+            lines = iter(process.stdout.readline, "")
+            assert "no record at all" in next(lines)
+            world.knock(*KNOCKS)
+            told = [next(line for line in lines if "tcp" in line or "udp" in line) for _ in range(5)]
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.communicate(timeout=20)
+    assert "ssh opens with" in told[0]
+    assert [line.split(maxsplit=2)[2].strip() for line in told[1:]] == [
+        "ssh: stage 1 of 3",
+        "ssh: stage 2 of 3",
+        "ssh: stage 3 of 3",
+        "ssh: opened for 30 s",
+    ]
+
+
+def test_nobody_is_there_to_ask(world: World) -> None:
+    world.configure(SSH)
+    done = world.gateway.logknock("explain", "192.0.2.1", "-c", str(world.config), check=False)
+    assert (done.returncode, done.stdout) == (69, "")
+    assert done.stderr.splitlines()[0].endswith("run/control.sock")
+    assert "hint: `logknock run` starts the daemon" in done.stderr
+
+
+@pytest.mark.parametrize("word", ["", "fe80::1%eth0", "10.99.0.1/24", "host.example", "1.2.3", "x" * 5000, "\x1b[2J"])
+def test_what_is_no_address_is_one_error(world: World, word: str) -> None:
+    with running(world):
+        done = world.gateway.logknock("explain", "-c", str(world.config), "--", word, check=False)
+        assert done.returncode in (1, 2)
+        assert "Traceback" not in done.stderr
+        assert "\x1b" not in done.stderr
+
+
+def test_only_those_may_ask_who_are_meant_to(world: World) -> None:
+    with running(world):
+        path = world.config.parent / "run" / "control.sock"
+        assert stat.S_IMODE(path.stat().st_mode) & 0o007 == 0
+        path.chmod(0o666)  # even then the kernel says who it is
+        for folder in (world.config.parent, *world.config.parent.parents[:2]):
+            folder.chmod(folder.stat().st_mode | 0o011)
+        ask = "import socket,sys\ns=socket.socket(socket.AF_UNIX)\ns.connect(sys.argv[1])\n"
+        ask += 's.sendall(b\'{"version":1,"do":"explain","address":"1.2.3.4"}\\n\')\nprint(s.makefile().readline())'
+        done = world.gateway.run(
+            "setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "/usr/bin/python3", "-c", ask, str(path)
+        )
+        assert "not permitted" in done.stdout
