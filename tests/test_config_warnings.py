@@ -117,6 +117,16 @@ def doors(**sequences: str) -> str:
             ],
             id="everybody is trusted",
         ),
+        pytest.param(
+            "[log]\nsource = 'journal'\nfile.path = '/x'\n" + doors(a="7 9 8"),
+            ["3: log.file.path: is not read: it is for source file"],
+            id="a log file that no source reads",
+        ),
+        pytest.param(
+            "[log]\njournal.path = '/x'\n" + doors(a="7 9 8"),
+            ["2: log.journal.path: is not read: it is for source journal"],
+            id="a journal that no source reads",
+        ),
     ],
 )
 def test_a_configuration_is_loaded_with_these_warnings(tmp_path: Path, text: str, warnings: list[str]) -> None:

@@ -5,6 +5,7 @@ What the rules do is in e2e/test_rules.py.
 
 import errno
 import os
+import re
 import stat
 from collections.abc import Collection
 from concurrent.futures import ThreadPoolExecutor
@@ -80,6 +81,23 @@ def test_all_that_is_configured_is_in_the_text_and_nothing_else_changes() -> Non
     ]
     assert len(old) == len(new)
     assert elements == GOLDEN
+
+
+@pytest.mark.parametrize(
+    ("sources", "prefixes", "statement"),
+    [
+        (("journal",), ("logknock",), 'log prefix "logknock: " level info'),
+        (("file", "stdin"), ("[UFW BLOCK]", "x"), 'log prefix "[UFW BLOCK]: " level info'),
+        (("stdin",), ("",), "log level info"),
+        (("journal", "nflog"), ("logknock",), "log group 5"),
+    ],
+)
+def test_without_nflog_the_rules_log_to_the_kernel_log(
+    sources: tuple[str, ...], prefixes: tuple[str, ...], statement: str
+) -> None:
+    config = replace(make_config(sources=sources), wanted=Wanted(prefixes))
+    rules, _ = ruleset.render(config, SEED, ()).split("\n# From the configuration.\n")
+    assert [line.strip() for line in rules.splitlines() if re.match(r"\s*log\b", line)] == [statement]
 
 
 # The traps are golden too: an update that chose others would change every ruleset in use.
