@@ -27,7 +27,7 @@ from .knock import Grant, Granted, Matcher, Revoked, Sequence, Service, SetName,
 from .packet import Packet
 from .report import Level, Reporter, notice
 from .store import NoStore, StoreError, open_store
-from .trail import Memory, Refused, Told
+from .trail import Memory, Refused, Stale, Told
 from .turns import Turns
 
 _TICK = 1.0  # seconds between looks at what may have changed without a packet
@@ -119,6 +119,7 @@ class Daemon:
         """Act first, tell afterwards: a door does not wait for the log."""
         if packet.time <= self._oldest:
             self._stale += 1  # it waited too long somewhere to mean anything now (T29)
+            self._memory.keep(packet, (Stale(packet, time.time() - packet.time),))
             return
         told: list[Told] = []
         shut: dict[str, str] = {}  # doors whose one-time sequence cannot be used, and why

@@ -43,6 +43,7 @@ class Verdict(StrEnum):
     FLAGS = "flags"
     TARGET = "target"
     GUARDED = "guarded"
+    STALE = "stale"
     UNKNOWN = "unknown"
 
 
@@ -71,7 +72,14 @@ class Refused(NamedTuple):
     reason: str
 
 
-Told = Event | Refused
+class Stale(NamedTuple):
+    """The packet was read `age` seconds after it came, which is longer than any door waits."""
+
+    packet: Packet
+    age: float
+
+
+Told = Event | Refused | Stale
 
 
 class Finding(NamedTuple):
@@ -143,6 +151,9 @@ class Trail:
                 yield self._finding(time, packet, Verdict.CLOSED, f"complete, closes {door}", by)
             case Refused(_, door, reason_text):
                 yield self._finding(time, packet, Verdict.REFUSED, f"not opened: {reason_text}", door)
+            case Stale(_, age):
+                words = f"means nothing: its record came {_span(age)} late, and no door waits that long"
+                yield self._finding(time, packet, Verdict.STALE, words)
 
     def _failure(self, door: str, reason: Reason, packet: Packet | None, attempt: Attempt | None) -> str:
         """Why an attempt ended, by how much, and what was expected of it."""
@@ -280,4 +291,4 @@ def _is_further(told: Told) -> bool:
     """Whether it took more than one packet."""
     if isinstance(told, (Advanced, Failed, Ignored)):
         return told.stage > 1
-    return True
+    return not isinstance(told, Stale)

@@ -176,3 +176,81 @@ def test_a_container_with_users_of_its_own_may_read(hosts: tuple[Host, Host]) ->
     code = "from logknock.sources.nflog import Nflog; Nflog(5, lambda *_: True).close(); print('read')"
     done = hosts[0].run("unshare", "--user", "--map-root-user", "--net", sys.executable, "-c", code)
     assert done.stdout == "read\n"
+
+
+LOG_WAYS = """
+table inet t {
+	chain i { type filter hook input priority 0; meta l4proto udp log group 5
+	}
+	chain f { type filter hook forward priority 0; meta l4proto udp log group 5
+	}
+	chain o { type filter hook output priority 0; udp dport 7002 log group 5
+	}
+}
+"""
+
+
+@pytest.mark.parametrize(
+    ("directions", "ports"),
+    [
+        (("in",), [7000, 7003]),
+        (("forward",), [7001]),
+        (("out",), [7002]),
+        (("in", "forward", "out"), [7000, 7001, 7002, 7003]),
+    ],
+)
+def test_t25_which_way_a_packet_went_decides_whether_it_counts(
+    hosts: tuple[Host, Host], directions: tuple[str, ...], ports: list[int]
+) -> None:
+    """T25: in bulk and one by one, since the second packet of a shape is unpacked without a look at its attributes."""
+    gateway, client = hosts
+    gateway.nft(LOG_WAYS)
+    gateway.run("sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
+    client.run("ip", "route", "replace", "192.0.2.0/24", "via", gateway.ipv4)
+    gateway.run("ip", "route", "replace", "192.0.2.0/24", "via", client.ipv4)
+    with gateway.inside():
+        found = Nflog(5, everything, frozenset(directions))
+    try:
+        send = "import socket, sys\nfor word in sys.argv[1:]:\n  host, port = word.split(':')\n"
+        send += "  for _ in range(3): socket.socket(socket.AF_INET, socket.SOCK_DGRAM).sendto(b'', (host, int(port)))"
+        client.python(send, f"{gateway.ipv4}:7000", "192.0.2.9:7001")
+        gateway.python(send, f"{client.ipv4}:7002")
+        client.python(send, f"{gateway.ipv4}:7003")
+        packets: list[Packet] = []
+
+        def all_read() -> bool:
+            found.read(time.time(), packets.append)
+            return found.records == 12
+
+        until(all_read, "all the records")
+        assert [packet.dport for packet in packets] == sorted(ports * 3)
+        assert found.ignored == 12 - len(packets)
+    finally:
+        found.close()
+
+
+def test_what_came_from_a_source_can_be_asked_for_though_nobody_heeded_it(hosts: tuple[Host, Host]) -> None:
+    gateway, client = hosts
+    gateway.nft(LOG_ALL)
+    with gateway.inside():
+        found = Nflog(5, lambda src, proto, dport: False)
+    try:
+        client.python(SPOOF, *(f"198.51.100.{last}>{gateway.ipv4}:700{last}/tcp" for last in (7, 8, 7)))
+        packets: list[Packet] = []
+        until(lambda: found.read(time.time(), packets.append) or found.records == 3, "the records")
+        assert packets == []
+        recent = [packet for packet in found.recent(bytes((198, 51, 100, 7))) if packet]
+        assert [(packet.dport, packet.sport) for packet in recent] == [(7007, 20000), (7007, 20002)]
+        assert [packet for packet in found.recent(bytes((198, 51, 100, 9))) if packet] == []
+    finally:
+        found.close()
+
+
+def test_what_is_kept_of_deliveries_is_bounded(hosts: tuple[Host, Host], source: Nflog) -> None:
+    gateway, client = hosts
+    client.python(FLOOD, gateway.ipv4, "60000")
+    drain(source)
+    assert sum(len(data) for _, data in source._recent) == source._recent_bytes <= 1024 * 1024
+    client.python(FLOOD, gateway.ipv4, "1")
+    collect(source, lambda found: bool(found))
+    assert len(source._recent) <= 4096

@@ -6,7 +6,7 @@ import pytest
 
 from logknock.knock import Code, Door, Failed, Grant, Granted, Matcher, Reason, Revoked, Sequence, Service, Spent
 from logknock.packet import ACK, SYN, TCP, Packet
-from logknock.trail import MAX_LATE, Finding, Memory, Refused, Told, Trail, Verdict, advice
+from logknock.trail import MAX_LATE, Finding, Memory, Refused, Stale, Told, Trail, Verdict, advice
 
 SRC = ipaddress.ip_address("198.51.100.7").packed
 DST = ipaddress.ip_address("10.99.0.1").packed
@@ -150,6 +150,11 @@ def test_no_sequence_of_a_one_time_file_is_told() -> None:
             "too soon after the last time",
         ),
         (Granted(knock(0, "7000/tcp"), Grant("gone", SRC, 9)), Verdict.OPENED, "opened for its timeout"),
+        (
+            Stale(knock(0, "7000/tcp"), 63.0),
+            Verdict.STALE,
+            "means nothing: its record came 63.0 s late, and no door waits that long",
+        ),
         (Revoked(knock(0, "7000/tcp"), "ssh", "done"), Verdict.CLOSED, "complete, closes ssh"),
     ],
 )

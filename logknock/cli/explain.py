@@ -17,7 +17,7 @@ from . import config_option
 _FOLLOW_EVERY = 0.5  # seconds; a person who knocks and watches sees no delay
 
 _GOOD = {"advanced", "opened", "closed", "used"}
-_NOTHING = {"resend", "done", "flags", "target", "guarded", "unknown"}
+_NOTHING = {"resend", "done", "flags", "target", "guarded", "stale", "unknown"}
 
 
 @click.command(epilog="Example: logknock explain 192.0.2.7")

@@ -5,6 +5,7 @@ import signal
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -150,6 +151,18 @@ def test_a_knock_that_comes_too_late_is_told_with_how_much(world: World) -> None
     assert gave_up == ("", "ssh", "timeout", "given up at stage 2 of 3: no 9000/udp within 1 s of the first knock")
     assert late[3].startswith("too late by ")
     assert late[3].endswith("for stage 3: 1 s from the first knock to the last")
+
+
+def test_what_was_logged_too_long_ago_is_told_with_how_long(world: World) -> None:
+    """T29: the daemon was stopped, as by a debugger, while the knocks came."""
+    with running(world, SSH.replace("timeout", 'seq_timeout = "1s"\ntimeout')) as daemon:
+        daemon.signal(signal.SIGSTOP)
+        world.knock(*KNOCKS)
+        time.sleep(1.2)  # longer than the door waits: the only thing that this is about
+        daemon.signal(signal.SIGCONT)
+        until_found(world, lambda found: len(found) == 3)
+        assert {each[2] for each in findings(world)} == {"stale"}
+        assert all(each[3].startswith("means nothing: its record came 1.") for each in findings(world))
 
 
 def test_a_door_that_could_not_open_says_so(world: World) -> None:
