@@ -12,9 +12,9 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from .knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked, Service, Spent
+from .knock import Advanced, Failed, Grant, Granted, Reason, Revoked, Service, Spent
 from .packet import address_text
-from .trail import Refused
+from .trail import Refused, Told
 
 # Lines a second about attempts (which anybody can begin); enough for every honest knocker to be followed.
 ROUTINE_LINES_PER_SECOND = 100
@@ -44,7 +44,7 @@ class Line(NamedTuple):
     fields: Mapping[str, str]
 
 
-def lines(event: Event | Refused) -> Iterable[Line]:
+def lines(event: Told) -> Iterable[Line]:
     """What is said of an event of the matcher: a line for each door that it concerns (knockd's habit)."""
     match event:
         case Advanced(packet, doors, stage):
@@ -175,7 +175,7 @@ class Reporter:
         self._routine_left = ROUTINE_LINES_PER_SECOND
         self._left_out = 0
 
-    def tell(self, told: Iterable[Event | Refused]) -> None:
+    def tell(self, told: Iterable[Told]) -> None:
         """Tell what became of a packet, unless too much of its kind is being said."""
         for event in told:
             routine = isinstance(event, (Advanced, Failed))
