@@ -179,7 +179,8 @@ def ask(runtime: Path, do: str, **details: Any) -> Iterator[dict[str, Any]]:
             wire = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
             wire.settimeout(PATIENCE)
             wire.connect(str(path))
-            wire.sendall(json.dumps({"version": VERSION, "do": do, **details}).encode() + b"\n")
+            with contextlib.suppress(BrokenPipeError):  # refused at once: why is there to be read
+                wire.sendall(json.dumps({"version": VERSION, "do": do, **details}).encode() + b"\n")
             for line in stack.enter_context(wire.makefile("rb")):
                 answer = json.loads(line)
                 if "error" in answer:

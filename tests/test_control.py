@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import select
 import socket
 import stat
 import threading
@@ -142,6 +143,17 @@ def test_who_does_not_read_does_not_keep_others_waiting(runtime: Path) -> None:
         assert list(ask(runtime, "count", to=1)) == [{"number": 0}]
 
 
+def test_who_never_reads_is_given_up(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "PATIENCE", 0.05)
+    with connect(runtime) as greedy:
+        greedy.sendall(json.dumps({"version": 1, "do": "count", "to": MANY}).encode() + b"\n")
+        hung_up = select.poll()
+        hung_up.register(greedy, select.POLLRDHUP)
+        assert hung_up.poll(20_000)
+        with greedy.makefile("rb") as stream:
+            assert b"done" not in stream.read()
+
+
 def test_who_says_nothing_is_hung_up_on(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(control, "PATIENCE", 0.05)
     with connect(runtime) as silent:
@@ -162,6 +174,12 @@ def test_there_is_room_for_some_and_no_more(runtime: Path) -> None:
             wire.close()
     while refused(runtime):
         assert time.monotonic() < end
+
+
+def test_who_is_refused_at_once_learns_why(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "_may_ask", lambda peer: False)
+    for _ in range(20):
+        assert refused(runtime) == "not permitted"
 
 
 def test_others_than_the_group_cannot_even_connect(runtime: Path) -> None:

@@ -115,6 +115,23 @@ def test_one_that_begins_anew_after_it_was_given_up_is_not_late() -> None:
     assert [each.verdict for each in trail.follow(again, matcher.receive(again))] == ["advanced"]
 
 
+def test_one_that_gave_way_to_others_was_not_late() -> None:
+    trail = Trail([SSH])
+    packet, matcher = knock(0, "7000/tcp"), Matcher([SSH])
+    trail.follow(packet, matcher.receive(packet))
+    (attempt,) = matcher.attempts(SRC)
+    trail.ended([Failed(SRC, ("ssh",), 1, Reason.EVICTED, None, attempt)], 1)
+    assert [each.verdict for each in trail.follow(knock(2, "8000/tcp"), [])] == ["unknown"]
+
+
+def test_an_attempt_from_before_a_reload_is_told_of_without_what_is_expected_now() -> None:
+    now = Door("ssh", sequence("7100/tcp 7200/tcp"), opens=sequence("22/tcp"))
+    trail, matcher = Trail([now]), Matcher([SSH])
+    for packet in (knock(0, "7000/tcp"), knock(1, "1/tcp")):
+        found = trail.follow(packet, matcher.receive(packet))
+    assert found[0].words == "wrong port at stage 1 of 2: the next knock of its sequence was expected"
+
+
 def test_who_was_given_up_is_remembered_within_bounds() -> None:
     trail = Trail([SSH])
     matcher = Matcher([SSH], max_knockers=2 * MAX_LATE)

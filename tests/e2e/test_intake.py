@@ -148,12 +148,13 @@ def test_one_packet_from_two_sources_counts_once(world: World, log: Path) -> Non
         "  s.sendto(b'', ('10.99.0.1', dport))\n"
     )
     with world.daemon() as daemon:
-        world.client.python(send, "20000:7000", "20001:7001")
+        world.client.python(send, "19990:7001", "20000:7000", "20001:7001")
         daemon.wait_for("wrong port 7001/udp")
         world.client.python(send, "20002:7000", "20003:8000")
         daemon.wait_for("Stage 2")
+        write_knocks(log, world.client.ipv4, ("7001/udp",), sport=19990)  # nobody heeded it when NFLOG told of it
         write_knocks(log, world.client.ipv4, ("7000/udp", "7001/udp", "7000/udp", "8000/udp"))
-        until(lambda: daemon.counter("records") == 8, "the file's records")
+        until(lambda: daemon.counter("records") == 10, "the file's records")
         world.client.python(send, "20004:9000")
         daemon.wait_for("OPEN SESAME")
         assert sum("wrong port" in line for line in daemon.lines) == 1
