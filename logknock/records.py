@@ -4,8 +4,8 @@ Rule 1: pure; no clock, no file. Rule 2: every byte may have been chosen by an a
 kernel, ulogd2 or journald writes is "no packet", never an exception. Rule 3: a field counts in its place and nowhere
 else. A record is matched from its first byte to its last, so that what looks like a field inside another one (in an
 interface's name, in the header that an ICMP error quotes) is never taken for it, and a record that was cut short is
-not taken for one that was not. Rule 4: nothing in a pattern repeats without a bound, so that no line costs more than
-a few times what a record costs.
+not taken for one that was not. Rule 4: nothing in a pattern repeats without a bound, so that what a line costs
+never grows faster than its length.
 
 Sources: net/netfilter/nf_log_syslog.c of Linux 6.18 (the fields, their order and widths; older kernels write the same
 from several files), util/printpkt.c and output/ulogd_output_JSON.c of ulogd2 2.0.8, systemd's journal export formats
@@ -41,8 +41,8 @@ class Wanted(NamedTuple):
     directions: frozenset[str] = frozenset({"in"})
 
 
-# An interface's name: up to 15 bytes without blanks and slashes (IFNAMSIZ, dev_valid_name).
-_NAME = rb"[^\s/]{1,15}"
+# An interface's name: up to 15 bytes without blanks and slashes (IFNAMSIZ, dev_valid_name), and no control characters.
+_NAME = rb"[^\x00- /\x7f]{1,15}"
 _BETWEEN = {
     "in": rb"IN=" + _NAME + rb" OUT= ",
     "forward": rb"IN=" + _NAME + rb" OUT=" + _NAME + rb" ",
@@ -59,25 +59,25 @@ _OPTIONS = rb"OPT \([\dA-F]{2,80}\)"
 # "Unknown Ext Hdr", ARP, the header that ICMP errors quote. ulogd2 writes no 0x before TOS, no RES, always SEQ and ACK,
 # and IPv6 addresses in their short form; the kernel writes CE, PHYSIN, MACSRC and the options.
 _FIELDS = (
-    rb"(?:PHYSIN=" + _NAME + rb" )?(?:PHYSOUT=" + _NAME + rb" )?"
+    rb"(?:PHYSIN=" + _NAME + rb" (?:PHYSOUT=" + _NAME + rb" )?|PHYSOUT=" + _NAME + rb" )?"
     rb"(?:MAC=[\da-f:]{0,255} (?:TUNNEL=[\d.]{7,15}->[\d.]{7,15} )?"
     rb"|MACSRC=" + _MAC + rb" MACDST=" + _MAC + rb" (?:VPROTO=[\da-f]{4} VID=\d{1,4} )?MACPROTO=[\da-f]{4} )?"
-    rb"SRC=([\da-f.:]{2,45}) DST=([\da-f.:]{2,45}) LEN=\d{1,7} "
-    rb"(?:TOS=(?:0x)?[\dA-F]{2} PREC=0x[\dA-F]{2} TTL=\d{1,3} ID=\d{1,5} (?:CE )?(?:DF )?(?:" + _OPTIONS + rb" )?"
+    rb"SRC=([^ ]{2,45}) DST=([^ ]{2,45}) LEN=\d{1,7} "
+    rb"(?:TOS=(?:0x)?[\dA-F]{2} PREC=0x[\dA-F]{2} TTL=\d{1,3} ID=\d{1,5} (?:DF |CE (?:DF )?)?(?:" + _OPTIONS + rb" )?"
     rb"|TC=\d{1,3} HOPLIMIT=\d{1,3} FLOWLBL=\d{1,7} (?:OPT \( (?:AH SPI=0x[\da-f]{1,8} )?\) ){0,9})"
     rb"PROTO=(?:(?P<tcp>T)CP|UDP) SPT=" + _PORT + rb" DPT=" + _PORT + rb" (?(tcp)"
-    rb"(?:SEQ=\d{1,10} ACK=\d{1,10} )?WINDOW=\d{1,5} (?:RES=0x[\da-f]{2} )?([A-Z ]{0,36})URGP=\d{1,5}"
+    rb"(?:SEQ=\d{1,10} ACK=\d{1,10} )?WINDOW=\d{1,5} (?:RES=0x[\da-f]{2} )?([^=]{0,36})URGP=\d{1,5}"
     rb"(?: " + _OPTIONS + rb")?|LEN=\d{1,5})"
-    rb"(?: UID=\d{1,10} GID=\d{1,10})?(?: MARK=0x[\da-f]{1,8})?[ \r]{0,4}"
+    rb"(?: ?\Z|(?: UID=\d{1,10} GID=\d{1,10})?(?: MARK=0x[\da-f]{1,8})?[ \r]{0,4})"
 )
 
 # What may stand before the prefix. The tag is exactly `kernel:` or there is none (ulogd2's LOGEMU); a host's name does
-# not end in a colon, since a tag does. A priority below 8 is the kernel's.
+# not end in a colon, since a tag does. A priority below 8 is the kernel's. Whether a date is one is for Dates to say.
 _HEAD = (
     rb"(?:<[0-7]>)?"
-    rb"(?:(?:([A-Z][a-z]{2} [ \d]\d \d\d:\d\d:\d\d(?:\.\d{1,9})?)"
-    rb"|(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:[.,](\d{1,9}))?(Z|[+-]\d\d:?\d\d)?)"
-    rb" (?:\S{0,254}[^\s:] )?)?"
+    rb"(?:(?:([A-Z].{14}(?:\.\d{1,9})?)"
+    rb"|(\d.{18})(?:[.,](\d{1,9}))?(Z|[+-]\d\d:?\d\d)?)"
+    rb" (?:[^ ]{1,255}(?<!:) )?)?"
     rb"(?:kernel: ?)?"
     rb"(?:\[ {0,8}(\d{1,10}\.\d{6})\](?:\[ {0,8}[CT]\d{1,10}\])? ?)?"
 )
@@ -112,7 +112,7 @@ class Grammar:
 
     def from_kernel(self, message: bytes, time: float) -> Packet | None:
         """The packet of a kernel's record without any head, beginning with the rule's prefix; time: seconds (epoch)."""
-        found = self._record(message) if len(message) <= MAX_LINE else None
+        found = self._record(message)
         return _packet(time, *found.groups()) if found else None
 
     def from_line(self, line: bytes, dates: Dates) -> Packet | None:
@@ -122,9 +122,9 @@ class Grammar:
         """
         if len(line) > MAX_LINE:
             return None
-        found = self._line(line.replace(b"\t", b" "))
+        found = self._line(line)
         if found is None:
-            return self._from_json(line, dates) if line.startswith(b"{") else None
+            return self._from_another(line, dates)
         head, date, fraction, zone, uptime, src, dst, tcp, sport, dport, words = found.groups()
         time: float | None
         if head is not None:
@@ -135,8 +135,11 @@ class Grammar:
             time = dates.undated(float(uptime) if uptime else None)
         return _packet(time, src, dst, tcp, sport, dport, words) if time is not None else None
 
-    def _from_json(self, line: bytes, dates: Dates) -> Packet | None:
-        entry = _object(line)
+    def _from_another(self, line: bytes, dates: Dates) -> Packet | None:
+        """JSON, or a record with tabs where blanks are usual."""
+        if b"\t" in line:
+            return self.from_line(line.replace(b"\t", b" "), dates)
+        entry = _object(line) if line.startswith(b"{") else {}
         return self._from_journal(entry, dates) if "_TRANSPORT" in entry else self._from_ulogd(entry, dates)
 
     def _from_journal(self, entry: Mapping[str, object], dates: Dates) -> Packet | None:
@@ -199,7 +202,8 @@ def _address(text: bytes) -> bytes | None:
             return bytes((_OCTETS[a], _OCTETS[b], _OCTETS[c], _OCTETS[d]))
         if len(text) == 39 and text[4::5] == b":::::::":
             packed = bytes.fromhex(text.replace(b":", b"").decode("ascii"))
-            return packed if packed[:12] != _MAPPED else packed[12:]
+            if len(packed) == 16 and packed[:12] != _MAPPED:
+                return packed
     except (KeyError, ValueError):
         return None
     return _any_address(text.decode("ascii", "replace"))
@@ -223,15 +227,18 @@ def _any_address(text: object) -> bytes | None:
 def _object(line: bytes) -> dict[str, object]:
     """The JSON object that the line is; one without members if it is none."""
     try:
-        value = json.loads(line, parse_constant=_refuse)
+        value = json.loads(line, object_pairs_hook=_members)
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 
 
-def _refuse(constant: str) -> object:
-    """NaN and the infinities are not JSON."""
-    raise ValueError(constant)
+def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
+    """A member that is there twice hides one that somebody else may have read: no program here writes that."""
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError
+    return members
 
 
 def _message(value: object) -> bytes:
@@ -261,24 +268,24 @@ def _ulogd_packet(entry: Mapping[str, object], dates: Dates) -> Packet | None:
     return Packet(time, src, dst, proto, sport, dport, flags or 0) if time is not None else None
 
 
-def _number(value: object) -> int | None:
-    """16 bits, as ports have them."""
-    return value if type(value) is int and 0 <= value <= 65535 else None
+def _number(value: object, most: int = 65535) -> int | None:
+    """A number that is neither text, nor a truth value, nor a fraction; unless told otherwise one of 16 bits."""
+    return value if type(value) is int and 0 <= value <= most else None
 
 
 def _ulogd_flags(entry: Mapping[str, object]) -> int | None:
-    """ulogd2 tells all six or, where there is no whole TCP header, none."""
-    values = [entry.get(key) for key in _JSON_FLAGS]
-    if any(value not in (0, 1) for value in values):
+    """ulogd2 tells all of them (ECE and CWR as the two bits of res2) or, where there is no whole TCP header, none."""
+    values, rest = [entry.get(key) for key in _JSON_FLAGS], _number(entry.get("tcp.res2", 0))
+    if rest is None or rest > 3 or any(value not in (0, 1) for value in values):
         return None
-    return sum(flag for flag, value in zip(_JSON_FLAGS.values(), values, strict=True) if value)
+    return rest << 6 | sum(flag for flag, value in zip(_JSON_FLAGS.values(), values, strict=True) if value)
 
 
 def _ulogd_time(entry: Mapping[str, object], dates: Dates) -> float | None:
     """The packet's own time where the kernel told it; else when ulogd2 wrote the line, local time without a zone."""
-    second, part = entry.get("oob.time.sec"), entry.get("oob.time.usec", 0)
-    if type(second) is int and type(part) is int and 0 <= part < 1_000_000:
-        return dates.epoch(second * 1_000_000 + part)
+    if "oob.time.sec" in entry:
+        second, part = _number(entry["oob.time.sec"], 2**32), _number(entry.get("oob.time.usec", 0), 999_999)
+        return dates.epoch(second * 1_000_000 + part) if second is not None and part is not None else None
     stamp = entry.get("timestamp", entry.get("@timestamp"))
     if stamp is None:
         return dates.undated()

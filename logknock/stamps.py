@@ -10,9 +10,9 @@ import re
 from datetime import UTC, datetime, timedelta, timezone
 from math import nextafter
 
-# A head without a year may be this far ahead of the reference, in seconds, before it is taken for one of the year
-# before. A clock or a zone that is set wrong comes to hours; a log that somebody reads later comes to months.
-MAX_AHEAD = 31 * 86400.0
+# A head without a year is the latest that is not more than this ahead of the reference, in seconds: a clock or a zone
+# that is set wrong comes to hours, and a log that somebody reads later to months.
+MAX_AHEAD = 2 * 86400.0
 
 # For how long, in seconds, what a head without a year was found to mean holds while the reference goes on: well below
 # the hour that is there twice when summer time ends.
@@ -29,6 +29,10 @@ _WHOLE = len("Nov 21 10:00:00")
 _SYSLOG = re.compile(rb"([A-Z][a-z]{2}) ([ \d]\d) (\d\d):(\d\d):(\d\d)").fullmatch
 _ISO = re.compile(rb"(\d{4})-(\d\d)-(\d\d)T(\d\d):(\d\d):(\d\d)").fullmatch
 _ZONE = re.compile(rb"([+-])(\d\d):?([0-5]\d)").fullmatch
+
+# How much older than the record before it a record may be, in seconds, in a log that is read afterwards: several
+# processes and threads write one log, and not quite in turn.
+MAX_DISORDER = 10.0
 
 # The year 2200: no log is from then, and the local time of far years is more than datetime can tell.
 _LAST = 7_258_118_400.0
@@ -71,7 +75,9 @@ class Dates:
 
     def syslog(self, head: bytes) -> float | None:
         """`Nov 21 10:00:00` or `Nov 21 10:00:00.123`, local time."""
-        head, fraction = head[:_WHOLE], head[_WHOLE + 1 :]
+        fraction = b""
+        if len(head) > _WHOLE:
+            head, fraction = head[:_WHOLE], head[_WHOLE + 1 :]
         if head != self._head or abs(self.reference - self._kept_at) > MAX_KEPT:
             self._second_of_head = self._from_syslog(head)
             self._head, self._kept_at = head, self.reference
@@ -120,8 +126,7 @@ class Dates:
         day, hour, minute, second = (int(text) for text in found.groups()[1:])
         year = datetime.fromtimestamp(self.reference, UTC).year
         times = (self._local(one, month, day, hour, minute, second) for one in (year - 1, year, year + 1))
-        near = [time for time in times if time is not None and time <= self.reference + MAX_AHEAD]
-        return min(near, key=self._distance, default=None)
+        return max((time for time in times if time is not None and time <= self.reference + MAX_AHEAD), default=None)
 
     def _from_iso(self, date: bytes, zone: bytes | None) -> float | None:
         found = _ISO(date)
@@ -132,22 +137,27 @@ class Dates:
             return self._local(year, month, day, hour, minute, second)
         try:
             time = datetime(year, month, day, hour, minute, min(second, 59), tzinfo=_timezone(zone)).timestamp()
-        except (ValueError, OverflowError):
+        except ValueError:
             return None
         return _with_leap_second(time, second)
 
     def _local(self, year: int, month: int, day: int, hour: int, minute: int, second: int) -> float | None:
-        """Local time; when summer time ends an hour is there twice, and the nearer one is meant."""
+        """Local time; when summer time ends an hour is there twice, and one of the two is meant."""
         try:
             time = datetime(year, month, day, hour, minute, min(second, 59))
             foldings = time.timestamp(), time.replace(fold=1).timestamp()
         except (ValueError, OverflowError, OSError):
             return None
-        return _with_leap_second(min(foldings, key=self._distance), second)
+        return _with_leap_second(self._meant(*foldings), second)
 
-    def _distance(self, time: float) -> float:
-        """From the record before, or from now in a log that is being written, where no record is a better guess."""
-        return abs(time - (self.reference if self.live or self._before is None else self._before))
+    def _meant(self, first: float, again: float) -> float:
+        """The one that is nearer to now; in a log that is read afterwards the one that goes on from the record before.
+
+        Where the hour is there once the two are the same; where it is not there at all they are an hour apart too.
+        """
+        if self.live or self._before is None:
+            return min(first, again, key=lambda one: abs(one - self.reference))
+        return first if first >= self._before - MAX_DISORDER else again
 
 
 def _with_leap_second(time: float, second: int) -> float | None:

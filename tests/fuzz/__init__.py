@@ -1,0 +1,1 @@
+"""Any bytes at all for the parser, chosen by what they make it do."""
