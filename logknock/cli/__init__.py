@@ -77,7 +77,7 @@ def main(commands: click.Group = cli) -> None:
     """Run the command line and exit: 0, or the code that fits (see errors.py)."""
     _open_missing()
     try:
-        code = commands(standalone_mode=False)
+        code = commands(standalone_mode=False, color=False if os.environ.get("NO_COLOR") else None)  # no-color.org
         sys.stdout.flush()
     except LogknockError as error:
         code = fail(error)
