@@ -18,6 +18,10 @@ MAX_AHEAD = 2 * 86400.0
 # the hour that is there twice when summer time ends.
 MAX_KEPT = 600.0
 
+# The kernel's log clock and the host's uptime part by no more than this part of it: a crystal's error, which NTP takes
+# out of one of them only. A record that is that much older than the uptime, and a second, is old.
+MAX_PARTED = 0.0002
+
 _SCALE = [10.0**digits for digits in range(10)]
 _MONTHS = {
     name: number
@@ -47,6 +51,8 @@ class Dates:
     that second, and otherwise that end of the second which is nearer to it: who reads promptly gets exact times, and
     what is old stays old (T29). A record without a date was then made now. In a log that is read afterwards it was
     made when the record before it was, or at as many seconds as its uptime says.
+    uptime: the host's, in seconds, at the reference; None where it is not known. By it a record that has nothing but
+    an uptime of its own is known to be old, as the first lines of `dmesg -w` are.
     """
 
     __slots__ = (
@@ -59,11 +65,13 @@ class Dates:
         "_zone",
         "live",
         "reference",
+        "uptime",
     )
 
     def __init__(self, reference: float, *, live: bool) -> None:
         self.reference = reference
         self.live = live
+        self.uptime: float | None = None
         self._before: float | None = None  # when the record before was made; kept for logs that are read afterwards
         # What the last head meant: most records of a busy log share their second with the one before.
         self._head = b""
@@ -99,7 +107,8 @@ class Dates:
     def undated(self, uptime: float | None = None) -> float:
         """No date, but perhaps the seconds since the host started."""
         if self.live:
-            return self.reference
+            age = self.uptime - uptime if uptime is not None and self.uptime is not None else 0.0
+            return self.reference - (age if age > 1.0 + MAX_PARTED * (self.uptime or 0.0) else 0.0)
         if uptime is not None:
             self._before = uptime
         elif self._before is None:

@@ -199,3 +199,24 @@ def test_what_is_no_date_is_not_the_one_before() -> None:
     assert dates.iso(b"2026-11-21T10:00:00", None, b"Z") == 1795255200.0
     assert dates.iso(b"2026-11-21T10:00:00", None, b"+01:00") == 1795251600.0
     assert dates.iso(b"2026-11-31T10:00:00", None, b"+01:00") is None
+
+
+@pytest.mark.parametrize(
+    ("host", "record", "age"),
+    [
+        pytest.param(1000.0, 999.5, 0.0, id="just now"),
+        pytest.param(1000.0, 900.0, 100.0, id="an old line of the ring buffer"),
+        pytest.param(30 * 86_400.0, 30 * 86_400.0 - 500, 0.0, id="after a month two clocks may be minutes apart"),
+        pytest.param(30 * 86_400.0, 30 * 86_400.0 - 600, 600.0, id="and no more than that"),
+        pytest.param(1000.0, 2000.0, 0.0, id="another host's: not from the future"),
+        pytest.param(None, 900.0, 0.0, id="an uptime that there is nothing to compare with"),
+    ],
+)
+def test_t29_an_old_record_that_has_only_an_uptime_is_known_to_be_old(
+    host: float | None, record: float, age: float
+) -> None:
+    """T29: `dmesg -w | logknock run` begins with all that the ring buffer has."""
+    dates = Dates(1_800_000_000.0, live=True)
+    dates.uptime = host
+    assert dates.undated(record) == 1_800_000_000.0 - age
+    assert dates.undated() == 1_800_000_000.0
