@@ -1,8 +1,10 @@
 """A knock in the firewall's log opens a door, and the kernel closes it: the whole way, for real."""
 
+import fcntl
 import signal
 import subprocess
 import sys
+import termios
 import time
 
 import pytest
@@ -385,10 +387,17 @@ def test_a_reader_that_does_not_read_does_not_stop_the_daemon(world: World) -> N
     """Standard error is a pipe that nobody empties: lines are lost, doors open."""
     world.apply()
     with world.daemon() as daemon:
-        to = world.gateway.ipv4
-        noise = [f"198.51.100.{n}>{to}:{port}/tcp" for n in range(1, 250) for port in (7000, 7001)]
-        for _ in range(30):
-            world.spoof(*noise)
+        pipe = daemon.process.stderr
+        assert pipe is not None
+        fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, 4096)  # a page, which is the least
+        world.spoof(
+            *(f"198.51.100.{n}>{world.gateway.ipv4}:{port}/tcp" for n in range(1, 250) for port in (7000, 7001))
+        )
+
+        def waiting() -> int:
+            return int.from_bytes(fcntl.ioctl(pipe, termios.FIONREAD, bytes(4)), sys.byteorder)
+
+        until(lambda: waiting() > 4000, "the pipe to be full")
         world.knock(*KNOCKS)
         until(lambda: SSH_4 in world.granted(), "the door to open")
         assert daemon.process.poll() is None
