@@ -96,6 +96,8 @@ PURE = {
     "knock": {"collections", "dataclasses", "enum", "itertools", "struct", "typing"},
     "records": {"collections", "functools", "ipaddress", "itertools", "json", "re", "typing"},
     "copies": {"typing"},
+    "doctor.finding": {"collections", "enum", "typing"},
+    "doctor.rules": {"collections", "enum", "ipaddress", "itertools", "re", "shlex", "typing"},
     "trail": {"collections", "enum", "typing"},
     "onetime": {"collections", "itertools", "math", "typing"},
     "knockd_commands": {"collections", "re", "typing"},

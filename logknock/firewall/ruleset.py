@@ -239,10 +239,15 @@ def load(text: str) -> None:
 
 def loaded() -> bool:
     """Whether there is a table of our name. Raises FirewallError where nftables cannot be used at all."""
-    listed = json.loads(_nft("list tables", as_json=True))["nftables"]
-    check_version(listed[0]["metainfo"]["version"])
-    tables = (item.get("table", {}) for item in listed)
+    tables = (item.get("table", {}) for item in listed("list tables"))
     return any(f"{table.get('family')} {table.get('name')}" == TABLE for table in tables)
+
+
+def listed(command: str, *, terse: bool = False) -> list[dict[str, Any]]:
+    """What libnftables lists, as libnftables-json(5) has it; terse: without elements. Raises FirewallError."""
+    found: list[dict[str, Any]] = json.loads(_nft(command, as_json=True, terse=terse))["nftables"]
+    check_version(found[0]["metainfo"]["version"])
+    return found
 
 
 def check_version(version: str) -> None:

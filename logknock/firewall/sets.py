@@ -339,18 +339,19 @@ class Sets:
         They are asked for one by one (15 microseconds each): a set that watches files of one-time sequences has tens of
         thousands of elements, and to read them all would take the daemon's time.
         """
-        return [service for service in services if not self._has(Element(name, key(b"", service)))]
+        return [service for service in services if not self.has(Element(name, key(b"", service)))]
 
     def unheard(self, src: bytes) -> tuple[bool, bool]:
         """Whether our rules drop all that comes from the source (banned), and whether they log none of it (noisy)."""
         banned = src if len(src) == 4 else src[:_PREFIX_BYTES] + bytes(len(src) - _PREFIX_BYTES)
-        return self._has(Element(_BANNED[len(src)], banned)), self._has(Element(_NOISY[len(src)], src))
+        return self.has(Element(_BANNED[len(src)], banned)), self.has(Element(_NOISY[len(src)], src))
 
     def granted(self, src: bytes) -> list[Grant]:
         """The doors that are open for a source."""
         return [opened.grant for opened in self._open.get(src, {}).values()]
 
-    def _has(self, element: Element) -> bool:
+    def has(self, element: Element) -> bool:
+        """Whether the kernel has this element. A missing set has none."""
         sequence = self._netfilter.sequence()
         family = FAMILIES[element.set.family]
         request = netlink.netfilter_message(_GETSETELEM, netlink.NLM_F_ACK, sequence, family, 0, _element(element))

@@ -1,0 +1,177 @@
+"""Checks of the doors: what listens where, one-time files, who is trusted, and the daemon that opens them."""
+
+from collections.abc import Iterator
+from datetime import datetime
+from pathlib import Path
+
+from .. import status
+from ..errors import NO_PERMISSION
+from ..knock import Service
+from ..packet import TCP
+from .case import Case
+from .finding import Finding, Level, some
+from .host import started
+from .rules import services_of
+
+_SSH = Service(TCP, 22)
+_SSH_DAEMONS = ("sshd", "dropbear")
+
+# Seconds by which a file that was written just before the daemon's start may seem to be newer.
+_SLACK = 1.0
+
+
+def trusted(case: Case) -> Iterator[Finding]:
+    """Trusted: everybody."""
+    every = [net for net in case.config.firewall.trusted if not net.prefixlen]
+    if every:
+        text = f"[firewall] trusted has {some(every)}, which is everybody: nothing is closed"
+        yield Finding(
+            "trusted", Level.WARNING, text, f"name networks in [firewall] trusted, then {case.command('rules apply')}"
+        )
+    else:
+        yield Finding("trusted", Level.OK, "not everybody")
+
+
+def traps(case: Case) -> Iterator[Finding]:
+    """Traps on which something listens by now: whoever uses that fails a knock."""
+    if not case.guards:
+        return
+    taken = [(service, case.host.listens(service)) for service in sorted(services_of(case.host.elements("traps")))]
+    found = [f"{who.name or 'something'} on {service}" for service, who in taken if who]
+    if found:
+        text = f"{some(found)} listens on a trap: to use it is a wrong knock"
+        yield Finding(
+            "trap-listening",
+            Level.WARNING,
+            text,
+            f"{case.command('rules apply')}  # it makes no trap of what is listened on",
+        )
+    else:
+        yield Finding("trap-listening", Level.OK, "nothing listens on a trap")
+
+
+def knocks(case: Case) -> Iterator[Finding]:
+    """Knock ports on which something listens: to use it is a knock, and a scan shows the port."""
+    taken = [(service, case.host.listens(service)) for service in sorted(case.knocked)]
+    found = [f"{who.name or 'something'} on {service}" for service, who in taken if who]
+    if found:
+        text = f"{some(found)} listens where a door is knocked on: to use it is a knock"
+        yield Finding("knock-listening", Level.WARNING, text, "choose another port for the sequence")
+    else:
+        yield Finding("knock-listening", Level.OK, "nothing listens where doors are knocked on")
+
+
+def services(case: Case) -> Iterator[Finding]:
+    """What a door opens: something should listen there."""
+    silent = False
+    for door in case.config.doors:
+        missing = [service for service in door.opens if not case.host.listens(service)]
+        if not missing:
+            continue
+        silent = True
+        if case.host.listing.translates:
+            text = f"door {door.name} opens {some(missing)}, where nothing of this host listens"
+            yield Finding("door-service", Level.NOTE, f"{text}; some rule may send it elsewhere")
+        else:
+            text = f"door {door.name} opens {some(missing)}, where nothing listens"
+            yield Finding("door-service", Level.WARNING, text, _start(missing[0]))
+    if not silent:
+        yield Finding("door-service", Level.OK, "something listens behind each door")
+
+
+def _start(service: Service) -> str:
+    if service == _SSH:
+        return "systemctl start ssh"
+    kind = "t" if service.proto == TCP else "u"
+    return f"ss -ln{kind}p sport = :{service.port}  # start the service, and see whether it listens"
+
+
+def ssh(case: Case) -> Iterator[Finding]:
+    """An ssh daemon that everybody reaches."""
+    opened = {service for door in case.config.doors for service in door.opens}
+    bare = {
+        socket.service
+        for socket in case.host.sockets
+        if not socket.local
+        and socket.service not in opened
+        and (who := case.host.owners.get(socket.inode))
+        and who.name in _SSH_DAEMONS
+    }
+    if bare:
+        text = f"an ssh daemon listens on {some(bare)}, which no door opens: it is not guarded by logknock"
+        yield Finding("ssh-open", Level.NOTE, text, f'a door with opens = ["{min(bare)}"], if that is not meant')
+
+
+def families(case: Case) -> Iterator[Finding]:
+    """Doors whose own sets take addresses of one family only."""
+    kinds = {found.full_name: found.types for found in case.host.listing.sets}
+    for door in case.config.doors:
+        held = {kinds[name][0] for name in door.sets if name in kinds}
+        if not door.guard and len(held) == 1 and case.host.has_ipv6:
+            here, there = ("IPv4", "IPv6") if held == {"ipv4_addr"} else ("IPv6", "IPv4")
+            text = f"the sets of door {door.name} hold {here} addresses only: who knocks over {there} is not let in"
+            yield Finding(
+                "door-family", Level.NOTE, text, f"name a set for {there} too, or have clients knock over {here}"
+            )
+
+
+def onetime(case: Case) -> Iterator[Finding]:
+    """The files of one-time sequences, and the state database that says how far they are used."""
+    found = status.look(case.config.doors, case.config.state, 0, lambda path, count: None)
+    for remark in found.remarks:
+        yield _told(case, "state", remark.text, remark.code)
+    for file in found.files:
+        for remark in file.remarks:
+            yield _told(case, "onetime", f"{file.path} (door {file.door}): {remark.text}", remark.code)
+    if found.files and not any(file.remarks for file in found.files):
+        yield Finding("onetime", Level.OK, f"{len(found.files)} files can be used")
+
+
+def _told(case: Case, check: str, text: str, code: int) -> Finding:
+    """A remark of `status`, whose hint stands in brackets."""
+    words, _, hint = text.removesuffix(")").partition(" (hint: ")
+    level = Level.UNSEEN if code == NO_PERMISSION else Level.ERROR if code else Level.WARNING
+    return Finding(check, level, words if hint else text, case.hint(hint))
+
+
+def daemon(case: Case) -> Iterator[Finding]:
+    """Whether the daemon runs, here, and with the configuration as it is."""
+    running = case.daemon
+    if running.runs is None:
+        text = f"whether logknock runs cannot be seen: {case.config.state} cannot be looked into"
+        yield Finding("daemon", Level.UNSEEN, text, f"sudo {case.command('doctor')}")
+        return
+    if not running.runs or running.pid is None:
+        text = "logknock does not run: knocks open nothing"
+        yield Finding("daemon", Level.ERROR, text, "systemctl start logknock" if case.is_unit else case.command("run"))
+        return
+    if case.host.shares_network(running.pid) is False:
+        text = f"the daemon (process {running.pid}) is in another network namespace: it reads and opens nothing here"
+        yield Finding("daemon", Level.ERROR, text, f"nsenter --net=/proc/{running.pid}/ns/net {case.command('doctor')}")
+        return
+    yield Finding("daemon", Level.OK, f"process {running.pid}")
+    yield from _age(case, running.pid)
+
+
+def _age(case: Case, pid: int) -> Iterator[Finding]:
+    begun, newest = started(pid), newest_file(case.config.file)
+    if begun is not None and newest is not None and newest[1] > begun + _SLACK:
+        when = datetime.fromtimestamp(newest[1]).strftime("%Y-%m-%d %H:%M:%S")
+        text = f"{newest[0]} was changed at {when}, after the daemon's start: it counts only after a reload"
+        yield Finding(
+            "daemon-config",
+            Level.NOTE,
+            text,
+            f"{case.command('check')} && {case.reload(pid)}",
+        )
+    elif begun is not None:
+        yield Finding("daemon-config", Level.OK, "the daemon was started with the configuration as it is")
+
+
+def newest_file(path: Path) -> tuple[Path, float] | None:
+    """The file of the configuration that was written last, and when."""
+    files = [path, *sorted((path.parent / "conf.d").glob("*.toml"))]
+    try:
+        return max(((file, file.stat().st_mtime) for file in files), key=lambda found: found[1])
+    except OSError:  # it is being changed at this moment
+        return None
