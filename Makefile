@@ -1,4 +1,4 @@
-# make demo | test | lint | bench: each installs what it needs first (Debian 12 or newer), as root or through sudo.
+# make demo | test | lint | fuzz | bench: each installs what it needs first (Debian 12 or newer), as root or through sudo.
 # A PATH of our own: a python3 or a compiler from elsewhere on the caller's PATH is not the distribution's.
 export PATH := /usr/sbin:/usr/bin:/sbin:/bin
 export PYTHONDONTWRITEBYTECODE := 1
@@ -7,9 +7,14 @@ SHELL := /bin/bash
 SUDO := $(if $(filter 0,$(shell id -u)),,sudo)
 VENV := .venv
 BIN := $(VENV)/bin
+PEERS := $(VENV)/peers
 
-RUN_PACKAGES := iproute2 netbase nftables python3 python3-click python3-nftables python3-rich python3-systemd python3-venv util-linux
-TEST_PACKAGES := dropbear-bin e2fsprogs knockd nmap openssh-client openssh-sftp-server procps strace systemd tcpd tcpdump
+RUN_PACKAGES := iproute2 netbase nftables python3 python3-click python3-nftables python3-rich python3-systemd python3-venv python3-watchdog util-linux
+TEST_PACKAGES := dropbear-bin e2fsprogs iptables knockd logrotate nmap openssh-client openssh-sftp-server procps strace \
+	systemd systemd-container tcpd tcpdump
+# Programs that log, for tests and the benchmark: unpacked into $(PEERS) and never installed, for each of them would
+# become a service of this host (and rsyslog and syslog-ng would remove one another).
+PEER_PACKAGES := fail2ban rsyslog syslog-ng-core ulogd2 ulogd2-json
 MISSING = $(shell for p in $(1); do dpkg-query -W -f='$${Status}' $$p 2>/dev/null | grep -q 'ok installed' || echo $$p; done)
 INSTALL = @missing="$(call MISSING,$(1))"; if [ -n "$$missing" ]; then \
 	  $(SUDO) apt-get update -q && \
@@ -18,19 +23,20 @@ INSTALL = @missing="$(call MISSING,$(1))"; if [ -n "$$missing" ]; then \
 PREFIX := /opt/logknock
 COMMAND := /usr/local/bin/logknock
 
-.PHONY: help setup setup-test demo test lint bench install uninstall clean
+.PHONY: help setup setup-test demo test lint fuzz bench install uninstall clean
 
 help:
 	@echo "make demo    see a knock open a door, in network namespaces of its own"
 	@echo "make test    the whole test suite (root, or a user with sudo)"
 	@echo "make lint    ruff and mypy"
-	@echo "make bench   figures beside knockd's, as a table and in bench.json"
+	@echo "make fuzz    a minute of any bytes at all for the parser"
+	@echo "make bench   figures beside knockd's and fail2ban's, as a table and in bench.json"
 	@echo "make install puts the program into $(PREFIX) and the command at $(COMMAND); make uninstall removes both"
 
 # --no-install-recommends matters for knockd: it is a peer in tests, never a service of this host.
 setup: $(VENV)/.runs
 
-setup-test: $(VENV)/.tests
+setup-test: $(VENV)/.tests $(PEERS)/.unpacked
 	$(call INSTALL,$(TEST_PACKAGES))
 
 $(VENV)/.runs: pyproject.toml
@@ -43,6 +49,17 @@ $(VENV)/.tests: $(VENV)/.runs
 	$(BIN)/pip install --quiet --disable-pip-version-check --root-user-action=ignore --editable '.[dev]'
 	touch $@
 
+# Of what they depend on only libraries are installed: those start nothing.
+$(PEERS)/.unpacked: | $(VENV)/.runs
+	$(SUDO) apt-get update -q
+	$(SUDO) env DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends --no-upgrade \
+	  $$(apt-cache depends $(PEER_PACKAGES) | sed -n 's/^ *Depends: \(lib.*\)/\1/p')
+	rm -rf $(PEERS) && mkdir -p $(PEERS)/packages
+	cd $(PEERS)/packages && apt-get -q -o APT::Sandbox::User=root download $(PEER_PACKAGES)
+	for package in $(PEERS)/packages/*.deb; do dpkg -x $$package $(PEERS) || exit; done
+	rm -r $(PEERS)/packages
+	touch $@
+
 demo: setup
 	$(SUDO) env PYTHONDONTWRITEBYTECODE=1 $(BIN)/logknock demo
 
@@ -53,6 +70,9 @@ lint: setup-test
 	$(BIN)/ruff check --no-cache .
 	$(BIN)/ruff format --no-cache --check .
 	$(BIN)/mypy --cache-dir=/dev/null
+
+fuzz: setup-test
+	$(BIN)/python -m tests.fuzz 60
 
 bench: setup-test
 	$(SUDO) env PATH="$(PATH)" PYTHONDONTWRITEBYTECODE=1 $(BIN)/python -m tests.bench $(ARGS)

@@ -38,6 +38,10 @@ _ZONE = re.compile(rb"([+-])(\d\d):?([0-5]\d)").fullmatch
 # processes and threads write one log, and not quite in turn.
 MAX_DISORDER = 10.0
 
+# rsyslog's imkmsg works out a record's time from the kernel's uptime and from whole seconds: its stamps fall back by
+# a second, once a second. A record that is so much older than the one before it was made after it all the same.
+MAX_FALL = 1.5
+
 # The year 2200: no log is from then, and the local time of far years is more than datetime can tell.
 _LAST = 7_258_118_400.0
 
@@ -72,7 +76,7 @@ class Dates:
         self.reference = reference
         self.live = live
         self.uptime: float | None = None
-        self._before: float | None = None  # when the record before was made; kept for logs that are read afterwards
+        self._before: float | None = None  # when the record before was made
         # What the last head meant: most records of a busy log share their second with the one before.
         self._head = b""
         self._kept_at = reference
@@ -121,9 +125,9 @@ class Dates:
         if fraction:
             second += int(fraction) / _SCALE[len(fraction)]
         elif self.live:
-            if self.reference >= second + 1.0:
-                return nextafter(second + 1.0, 0.0)
-            return max(self.reference, second)
+            second = nextafter(second + 1.0, 0.0) if self.reference >= second + 1.0 else max(self.reference, second)
+        if self._before is not None and second < self._before <= second + MAX_FALL:
+            second = self._before
         self._before = second
         return second
 

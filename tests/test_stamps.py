@@ -191,7 +191,7 @@ def test_a_record_without_a_date_was_made_now_if_the_log_is_being_written() -> N
 def test_what_is_no_date_is_not_the_one_before() -> None:
     """What is kept of the last head is kept of a wrong one, too."""
     dates = Dates(1795255200.0, live=False)
-    for wrong, right in ((b"Nov 31 10:00:00", b"Nov 21 10:00:00"), (b"Foo 21 10:00:00", b"Nov 21 10:00:01")):
+    for wrong, right in ((b"Nov 31 10:00:00", b"Nov 21 09:59:58"), (b"Foo 21 10:00:00", b"Nov 21 09:59:59")):
         assert dates.syslog(wrong) is None
         assert dates.syslog(right) is not None
         assert dates.syslog(wrong) is None

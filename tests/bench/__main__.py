@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: figures beside knockd's, in one run, as a table and as JSON.
+"""`python -m tests.bench`: figures beside knockd's and fail2ban's, in one run, as a table and as JSON.
 
 Rule 1: it needs root, touches nothing outside namespaces of its own, and leaves nothing behind. Rule 2: figures that
 fall short are figures: the exit code is 0 whenever everything was measured.
@@ -34,7 +34,7 @@ from .peers import DAEMON_CPU, SENDER_CPU
 @click.option("--json", "output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print the table for a document.")
 def main(quick: bool, only: tuple[str, ...], output: Path, markdown: bool) -> None:
-    """Measure logknock beside knockd."""
+    """Measure logknock beside knockd and fail2ban."""
     if os.geteuid():
         raise click.ClickException("the benchmark makes network namespaces: run it as root (make bench uses sudo)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -53,7 +53,10 @@ def main(quick: bool, only: tuple[str, ...], output: Path, markdown: bool) -> No
             figures.extend(SECTIONS[name](QUICK if quick else FULL))
     machine = _machine(load)
     _save(output, machine, figures)
-    caption = f"medians (least-most), ratio: knockd to logknock; measured in {time.monotonic() - start:.0f} s"
+    seconds = f"{time.monotonic() - start:.0f} s"
+    caption = (
+        f"medians (least-most); beside: knockd, or what a section names; ratio: that to ours; measured in {seconds}"
+    )
     (_print_markdown if markdown else _print)(machine, figures, caption)
 
 
@@ -80,7 +83,7 @@ def _save(output: Path, machine: dict[str, str], figures: list[Figure]) -> None:
     output.write_text(json.dumps(content, indent=1) + "\n")
 
 
-_HEADINGS = ("", "logknock", "knockd", "ratio", "target", "verdict")
+_HEADINGS = ("", "logknock", "beside", "ratio", "target", "verdict")
 
 
 def _row(figure: Figure) -> tuple[str, ...]:

@@ -45,10 +45,11 @@ class Plan:
     repeats: int
     packets: int
     starts: int
+    idle_seconds: float
 
 
-FULL = Plan(200, 2, (10_000, 50_000, 150_000), 5.0, 50, 5, 2 * WAVE, 7)
-QUICK = Plan(40, 2, (50_000,), 2.5, 20, 2, WAVE, 3)
+FULL = Plan(200, 2, (10_000, 50_000, 150_000), 5.0, 50, 5, 2 * WAVE, 7, 20.0)
+QUICK = Plan(40, 2, (50_000,), 2.5, 20, 2, WAVE, 3, 5.0)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,6 +14,7 @@ from .figures import Figure, percentile
 from .onetime import onetime
 from .peers import KNOCKS, DoorSet, Make, knockd, logknock, running
 from .sender import Due, Sent
+from .sources import latency, reading
 
 _HONEST = bytes((203, 0, 113))
 
@@ -185,4 +186,6 @@ SECTIONS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "cost": cost,
     "start": readiness,
     "onetime": onetime,
+    "reading": reading,
+    "sources": latency,
 }

@@ -77,23 +77,26 @@ class Peer:
 Make = Callable[[Host, Path], Peer]
 
 
-def logknock(host: Host, directory: Path, doors: int = 1) -> Peer:
-    """logknock with its own rules. The first door is everybody's; the others are there to be many."""
+def logknock(host: Host, directory: Path, doors: int = 1, log: str = f"group = {GROUP}") -> Peer:
+    """logknock with its own rules. The first door is everybody's; the others are there to be many.
+
+    log: the lines of its table [log].
+    """
     sequences = (", ".join(f'"{port}/tcp"' for port in sequence(number)) for number in range(doors))
-    return _logknock(host, directory, *(f"sequence = [{services}]" for services in sequences))
+    return _logknock(host, directory, log, *(f"sequence = [{services}]" for services in sequences))
 
 
 def logknock_onetime(host: Host, directory: Path, file: Path, state: Path) -> Peer:
     """logknock with a one-time door (`door0`) for this file, and a state directory that begins as a copy of `state`."""
     shutil.copytree(state, directory / "state")
     os.sync()  # so that what it syncs itself does not wait for this
-    return _logknock(host, directory, f'onetime = ["{file}"]')
+    return _logknock(host, directory, f"group = {GROUP}", f'onetime = ["{file}"]')
 
 
-def _logknock(host: Host, directory: Path, *knocked: str) -> Peer:
+def _logknock(host: Host, directory: Path, log: str, *knocked: str) -> Peer:
     """A door for each of these, that say how it is knocked at."""
     config = directory / "logknock.toml"
-    text = [f'[log]\ngroup = {GROUP}\n[paths]\nstate = "{directory}/state"\nruntime = "{directory}/run"\n']
+    text = [f'[log]\n{log}\n[paths]\nstate = "{directory}/state"\nruntime = "{directory}/run"\n']
     for number, knocks in enumerate(knocked):
         text.append(f'[doors.door{number}]\n{knocks}\nopens = ["22/tcp"]\ntimeout = "{TIMEOUT}s"\n')
     config.touch(0o600)
