@@ -213,9 +213,9 @@ def _address(text: bytes) -> bytes | None:
 _destination = lru_cache(maxsize=1024)(_address)
 
 
-def _any_address(text: object) -> bytes | None:
+def _any_address(text: str) -> bytes | None:
     """One form for one address (T27): an IPv4 address within IPv6 is that IPv4 address, and a zone is none."""
-    if not isinstance(text, str) or "%" in text:
+    if "%" in text:
         return None
     try:
         packed = ip_address(text).packed
@@ -227,7 +227,7 @@ def _any_address(text: object) -> bytes | None:
 def _object(line: bytes) -> dict[str, object]:
     """The JSON object that the line is; one without members if it is none."""
     try:
-        value = json.loads(line, object_pairs_hook=_members)
+        value = _decode(line.decode())
     except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
@@ -239,6 +239,10 @@ def _members(pairs: list[tuple[str, object]]) -> dict[str, object]:
     if len(members) != len(pairs):
         raise ValueError
     return members
+
+
+# Made once: json.loads would make one for each line.
+_decode = json.JSONDecoder(object_pairs_hook=_members).decode
 
 
 def _message(value: object) -> bytes:
@@ -254,7 +258,7 @@ def _message(value: object) -> bytes:
 
 
 def _ulogd_packet(entry: Mapping[str, object], dates: Dates) -> Packet | None:
-    src, dst = _any_address(entry.get("src_ip")), _any_address(entry.get("dest_ip"))
+    src, dst = _json_address(entry.get("src_ip")), _json_address(entry.get("dest_ip"))
     sport, dport = _number(entry.get("src_port")), _number(entry.get("dest_port"))
     fragment = _number(entry.get("ip.fragoff", 0))
     if src is None or dst is None or len(src) != len(dst) or sport is None or dport is None:
@@ -268,6 +272,10 @@ def _ulogd_packet(entry: Mapping[str, object], dates: Dates) -> Packet | None:
     return Packet(time, src, dst, proto, sport, dport, flags or 0) if time is not None else None
 
 
+def _json_address(value: object) -> bytes | None:
+    return _address(value.encode("utf-8", "replace")) if isinstance(value, str) else None
+
+
 def _number(value: object, most: int = 65535) -> int | None:
     """A number that is neither text, nor a truth value, nor a fraction; unless told otherwise one of 16 bits."""
     return value if type(value) is int and 0 <= value <= most else None
@@ -275,10 +283,17 @@ def _number(value: object, most: int = 65535) -> int | None:
 
 def _ulogd_flags(entry: Mapping[str, object]) -> int | None:
     """ulogd2 tells all of them (ECE and CWR as the two bits of res2) or, where there is no whole TCP header, none."""
-    values, rest = [entry.get(key) for key in _JSON_FLAGS], _number(entry.get("tcp.res2", 0))
-    if rest is None or rest > 3 or any(value not in (0, 1) for value in values):
+    rest = _number(entry.get("tcp.res2", 0), 3)
+    if rest is None:
         return None
-    return rest << 6 | sum(flag for flag, value in zip(_JSON_FLAGS.values(), values, strict=True) if value)
+    flags = rest << 6
+    for key, flag in _JSON_FLAGS.items():
+        value = entry.get(key)
+        if value == 1:
+            flags |= flag
+        elif value != 0:
+            return None
+    return flags
 
 
 def _ulogd_time(entry: Mapping[str, object], dates: Dates) -> float | None:
