@@ -139,7 +139,7 @@ def isolated() -> int:
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     process = None
     try:
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=_environment(), start_new_session=True)
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, env=environment(), start_new_session=True)
         code = process.wait(LIMIT)
         return code if code >= 0 else 128 - code
     except subprocess.TimeoutExpired:
@@ -170,7 +170,7 @@ def _namespaces() -> list[str]:
     return [os.readlink(f"/proc/self/ns/{kind}") for kind in _KINDS]
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
     """Ours, with the modules found where we found them, and not in the directory that root happens to be in."""
     path = os.pathsep.join(entry for entry in sys.path if entry)
     kept = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "JOURNAL_STREAM")}

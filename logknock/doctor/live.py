@@ -85,7 +85,7 @@ def _inside(path: Path) -> Iterator[Finding]:
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *demo.NAMESPACES, *inner],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",
-        env=_environment(), start_new_session=True,
+        env=demo.environment(), start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None
     rest: list[str] = []
@@ -106,13 +106,6 @@ def _inside(path: Path) -> Iterator[Finding]:
         process.kill()  # that is unshare: its namespaces' first process dies with it, and the kernel ends the others
         process.wait()
         process.stdout.close()
-
-
-def _environment() -> dict[str, str]:
-    """Ours, with the modules found where we found them, and nothing of systemd's that is meant for us alone."""
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    kept = {name: value for name, value in os.environ.items() if name not in ("NOTIFY_SOCKET", "JOURNAL_STREAM")}
-    return kept | {"PYTHONPATH": path, "PYTHONSAFEPATH": "1", "PYTHONDONTWRITEBYTECODE": "1"}
 
 
 # ---- what is tried
