@@ -263,16 +263,20 @@ class Memory:
     """The last packets of everybody, cheap to keep: one append each; findings are made of them when somebody asks."""
 
     def __init__(self, most: int = MAX_KEPT) -> None:
-        self._beginnings: deque[Kept] = deque(maxlen=most)  # what one packet can cause
-        self._further: deque[Kept] = deque(maxlen=most)
+        # A packet and what was said of it, or an attempt's end. What one packet can cause is apart from what took more.
+        self._beginnings: deque[tuple[Packet, Sequence[Told]] | Kept] = deque(maxlen=most)
+        self._further: deque[tuple[Packet, Sequence[Told]] | Kept] = deque(maxlen=most)
 
     def keep(self, packet: Packet, told: Sequence[Told]) -> None:
         """Remember the packet for a while."""
+        if len(told) == 1 and type(told[0]) is Advanced and told[0].stage == 1:  # what a flood is made of
+            self._beginnings.append((packet, told))
+            return
         for event in told:
             if isinstance(event, Failed) and event.packet is None:  # it made another's attempt give way
                 self.keep_ended((event,), packet.time)
         ring = self._further if any(map(_is_further, told)) else self._beginnings
-        ring.append(Kept(packet.time, packet.src, packet, told))
+        ring.append((packet, told))
 
     def keep_ended(self, events: Iterable[Event], now: float) -> None:
         """Remember attempts that have ended without a packet."""
@@ -283,8 +287,9 @@ class Memory:
 
     def of(self, src: bytes) -> list[Kept]:
         """What is remembered of a source, in the order of coming."""
-        every = [kept for ring in (self._beginnings, self._further) for kept in ring if kept.src == src]
-        return sorted(every, key=lambda kept: kept.time)
+        every = (entry for ring in (self._beginnings, self._further) for entry in ring)
+        kept = (each if isinstance(each, Kept) else Kept(each[0].time, each[0].src, *each) for each in every)
+        return sorted((each for each in kept if each.src == src), key=lambda each: each.time)
 
 
 def _is_further(told: Told) -> bool:
