@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from ..netns import pair
+from ..test_nflog import FLOOD, dropped
 from .world import KNOCKS, SSH, Daemon, World, until, write_sequences
 
 AIMED = '[doors.aimed]\nsequence = ["7500/tcp", "7600/tcp", "7700/tcp"]\nopens = ["80/tcp"]\ntarget = ["10.99.0.77"]\n'
@@ -209,6 +210,29 @@ def test_who_is_banned_too_fast_or_trusted_is_told_so(world: World) -> None:
         assert standing(world, "198.51.100.9")["trusted"]
         assert "need not knock" in shown(world, "198.51.100.9")
         assert standing(world, "10.99.0.1")["never"] == "one of this host's own addresses"
+
+
+def test_t30_lost_records_are_told_since_a_knock_may_be_among_them(world: World) -> None:
+    """T30: a daemon that is stopped while more comes than the kernel keeps for it."""
+    with running(world) as daemon:
+        rule = "udp dport 9 log group 5 drop"
+        world.gateway.nft(f"table inet x {{ chain c {{ type filter hook prerouting priority mangle\n{rule}\n}}\n}}")
+        daemon.signal(signal.SIGSTOP)
+        for _ in range(20):
+            world.client.python(FLOOD, world.gateway.ipv4, "30000")
+            if dropped(world.gateway):
+                break
+        daemon.signal(signal.SIGCONT)
+
+        def is_told() -> bool:
+            world.client.python(FLOOD, world.gateway.ipv4, "1")  # the next record's number tells how many are gone
+            return daemon.says("records lost on the way")
+
+        until(is_told, "the loss to be told")
+        world.gateway.run("nft", "delete", "table", "inet", "x")
+        (source,) = standing(world)["sources"]
+        assert source["lost"] > 0
+        assert f"NFLOG group 5: {source['lost']} records lost since the start: a knock" in shown(world, "198.51.100.7")
 
 
 def test_what_would_have_opened_is_the_last_word(world: World) -> None:
