@@ -116,6 +116,11 @@ class Intake:
         )
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing is left that could be read: a pipe has an end."""
+        return all(getattr(source, "ended", False) for source in self._sources.values())
+
+    @property
     def summary(self) -> str:
         """What is read, for a line of the log."""
         return ", ".join(source.name for source in self._sources.values())
@@ -148,8 +153,9 @@ class Intake:
             self._sources[key].close()
             self._told_lost.pop(key, None)
         fresh = found.keys() - self._sources.keys()
+        if list(found) != list(self._sources):  # who tells of a packet has the same number over a reload that keeps all
+            self._copies = Copies(len(found)) if len(found) > 1 else None
         self._sources = dict(found)
-        self._copies = Copies(len(found)) if len(found) > 1 else None
         grammar = Grammar(config.wanted)
         for source in found.values():
             if isinstance(source, Nflog):
@@ -169,8 +175,8 @@ class Intake:
             if key in self._failed or not (source.interval or source.fileno() >= 0):
                 self._look_soon(key)
 
-    def strangers(self, src: bytes) -> Iterator[Packet | None]:
-        """The last packets of a source of packets that no door heeded; None now and then, for others to have a turn."""
+    def strangers(self, src: bytes) -> Iterator[tuple[float, Packet | None]]:
+        """The last packets of a source of packets that no door heeded, and when they were read; None is a pause."""
         for source in self._sources.values():
             if isinstance(source, Nflog):
                 yield from source.recent(src)
@@ -196,7 +202,7 @@ class Intake:
 
                 return LogFile(next(path for path in config.files if str(path) == key[1]), grammar)
             case _:
-                from .sources.logfile import Pipe
+                from .sources.pipe import Pipe
 
                 return Pipe(grammar)
 

@@ -35,17 +35,14 @@ from .errors import NO_PERMISSION, UNAVAILABLE, LogknockError, SourceError, prin
 from .firewall.sets import never_granted
 from .knock import Code, Door, Granted, Matcher, Spent
 from .knock import Sequence as Knocks
+from .lines import lines
 from .onetime import Place
 from .onetime_files import next_turn
 from .packet import Packet, address_text
-from .plot import DRAWN, FAILURES, MAX_ROWS, TimeLine, draw
+from .timeline import DRAWN, FAILURES, MAX_ROWS, TimeLine, draw
 from .records import MAX_LINE, Grammar, Wanted
-from .sources.logfile import lines
 from .stamps import Dates
 from .trail import Finding, Refused, Told, Trail, Verdict, advice
-
-# Logs at a time; each is an open file. A year of daily rotated files fits.
-MAX_LOGS = 400
 
 # Sources that are told apart when they are counted; more are "65,536 or more". 8 MB or so.
 MAX_COUNTED = 65_536
@@ -57,12 +54,6 @@ MAX_FINDINGS = 2 * MAX_ROWS * MAX_OF_SOURCE
 
 # Of what means nothing (a resend, say) so many of a source: they are told, and hardly of use afterwards.
 _FEW = 8
-
-# Prefixes that are told apart, and how much of one is kept: a prefix of the kernel's has 29 letters at most, in
-# nftables 127.
-_MAX_PREFIXES = 64
-_MAX_PREFIX = 127
-_PREFIXES_SHOWN = 5
 
 # Sources that came close, for which the summary says what would have opened.
 MAX_CLOSE = 5
@@ -78,8 +69,6 @@ _TICK = 1.0
 
 # Seconds by which the records of one log may be out of order: after --until it is read for so much longer.
 _DISORDER = 3_600.0
-
-_MAGIC = {b"\x1f\x8b": "gzip", b"\xfd7zXZ\x00": "xz", b"BZh": "bzip2"}
 
 _DONE = frozenset({Verdict.OPENED, Verdict.CLOSED})
 
@@ -101,19 +90,6 @@ class Choice(NamedTuple):
         if self.door and finding.door != self.door:
             return False
         return self.network is None or ip_address(finding.src) in self.network
-
-
-class Skipped(StrEnum):
-    """Why a record held no packet that could be a knock; the values are for a person."""
-
-    ENTRY = "other kernel records"
-    OTHER = "no firewall record"
-    PREFIX = "another prefix"
-    DIRECTION = "not in a direction that counts"
-    PROTOCOL = "neither TCP nor UDP"
-    PART = "a fragment or cut short"
-    LONG = "too long"
-    MALFORMED = "malformed, or not from the kernel"
 
 
 class Close(NamedTuple):
@@ -154,19 +130,6 @@ class Summary(NamedTuple):
     close: tuple[Close, ...]
     problems: tuple[str, ...]
     onetime: bool
-
-
-class Log(Protocol):
-    """A log, opened."""
-
-    name: str
-    size: int  # bytes; 0 where that is not known
-
-    def done(self) -> int:
-        """How many of them were read."""
-
-    def packets(self, grammar: Grammar, counts: "_Counts") -> Iterator[Packet | None]:
-        """A packet or None for each record."""
 
 
 # ---- what is asked, in words
@@ -221,190 +184,6 @@ def _seconds(written: str, now: float) -> float:
     if re.fullmatch(r"\d\d:\d\d(:\d\d(\.\d{1,6})?)?", written, re.ASCII):
         written = f"{today:%Y-%m-%d} {written}"
     return datetime.fromisoformat(written).timestamp()
-
-
-# ---- logs
-
-
-class _Text:
-    """Lines: a file, or what comes through a pipe."""
-
-    def __init__(self, name: str, raw: BinaryIO, stack: ExitStack) -> None:
-        self.name = name
-        self._raw = raw
-        status = os.fstat(raw.fileno())
-        regular = stat.S_ISREG(status.st_mode)
-        self.size = status.st_size if regular else 0
-        self._stream = _unpacked(raw, stack)
-        self._dates = Dates(status.st_mtime if regular else time.time(), live=False)
-
-    def done(self) -> int:
-        """How many bytes of the file were read."""
-        return self._raw.tell() if self.size else 0
-
-    def packets(self, grammar: Grammar, counts: "_Counts") -> Iterator[Packet | None]:
-        """A packet or None for each line; one that cannot be read is the last."""
-        try:
-            for line in lines(self._stream):
-                packet = grammar.from_line(line, self._dates)
-                if packet is None:
-                    counts.skip_line(line)
-                yield packet
-        except (EOFError, zlib.error, lzma.LZMAError, OSError) as error:
-            reason = (error.strerror if isinstance(error, OSError) else "") or f"it is damaged ({error})"
-            counts.problem(f"{printable(self.name)}: {reason}: what comes after that is missing")
-
-
-class _Journal:
-    """Entries of a journal."""
-
-    size = 0
-
-    def __init__(self, name: str, path: Path | None, since: float) -> None:
-        self.name = name
-        self._path = path
-        self._since = since if since > -math.inf else None
-
-    def done(self) -> int:
-        """Not known."""
-        return 0
-
-    def packets(self, grammar: Grammar, counts: "_Counts") -> Iterator[Packet | None]:
-        """A packet or None for each entry of the kernel's."""
-        from .sources.journal import entries  # needs python3-systemd
-
-        began = False
-        try:
-            for packet in entries(grammar, self._path, self._since):
-                began = True
-                if packet is None:
-                    counts.skipped[Skipped.ENTRY] += 1
-                yield packet
-        except SourceError as error:
-            if not began:
-                raise
-            counts.problem(f"{error.words()}: what comes after that is missing")
-
-
-def _unpacked(raw: BinaryIO, stack: ExitStack) -> BinaryIO:
-    """The stream, unpacked if its first bytes say that it is packed."""
-    head = raw.peek(8) if hasattr(raw, "peek") else b""
-    kind = next((kind for magic, kind in _MAGIC.items() if head.startswith(magic)), "")
-    match kind:
-        case "gzip":
-            return cast(BinaryIO, stack.enter_context(gzip.GzipFile(fileobj=raw, mode="rb")))
-        case "xz":
-            return cast(BinaryIO, stack.enter_context(lzma.LZMAFile(raw)))
-        case "bzip2":
-            return cast(BinaryIO, stack.enter_context(bz2.BZ2File(raw)))
-    return raw
-
-
-def _open(log: str, journal: Path | None, since: float, stack: ExitStack) -> Log:
-    """A log by what the command line calls it; raises SourceError."""
-    if log == "-":
-        return _Text("standard input", sys.stdin.buffer, stack)
-    if log == "journal":
-        return _Journal("the journal", journal, since)
-    path = Path(log)
-    try:
-        if path.suffix == ".journal" or path.is_dir():
-            _check_journal(path)
-            return _Journal(log, path, since)
-        raw = stack.enter_context(path.open("rb"))
-    except OSError as error:
-        raise _unreadable(log, error) from None
-    mode = os.fstat(raw.fileno()).st_mode
-    if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
-        raise SourceError(f"{printable(log)} is no file", "name a log file, a journal, or - for standard input")
-    return _Text(log, raw, stack)
-
-
-def _check_journal(path: Path) -> None:
-    """Raises SourceError, or OSError."""
-    if path.is_dir() and not any((*path.glob("*.journal"), *path.glob("*/*.journal"))):
-        list(path.iterdir())  # says why, where it cannot be read
-        hint = "name the log files in it, or a directory with *.journal files"
-        raise SourceError(f"{printable(str(path))}: there is no journal in this directory", hint)
-    os.stat(path)
-
-
-def _unreadable(log: str, error: OSError) -> SourceError:
-    message = f"{printable(log)}: {error.strerror}"
-    if isinstance(error, PermissionError):
-        return SourceError(message, "run this as root, or as a member of the group adm", NO_PERMISSION)
-    hint = "a log that is not there under this name may be in the journal: logknock replay journal"
-    return SourceError(message, hint if isinstance(error, FileNotFoundError) else "", UNAVAILABLE)
-
-
-# ---- what was no packet
-
-_UPTIME = rb"\[ *\d+\.\d+\] ?"
-_HEAD = re.compile(
-    rb"(?:<\d+>)?(?:[A-Z][a-z]{2} [ \d]\d (?:\d{4} )?\d\d:\d\d:\d\d \S+ |\d{4}-\d\d-\d\d[T ]\S+ \S+ )?"
-    rb"(?:kernel: )?(?:" + _UPTIME + rb")?"
-)
-_JSON_PREFIX = re.compile(rb'"oob\.prefix"\s*:\s*"([^"\\]*)"')
-_JSON_MESSAGE = re.compile(rb'"MESSAGE"\s*:\s*"([^"\\]*?)IN=')
-_OUT = re.compile(rb'\bOUT=\S|"oob\.out"\s*:\s*"[^"]')
-_NO_IN = re.compile(rb"\bIN= ")
-_PROTOCOL = re.compile(rb'\bPROTO=(?!TCP\b|UDP\b)|"ip\.protocol"\s*:\s*(?!6\b|17\b)\d')
-_PART = re.compile(rb"\bFRAG:|INCOMPLETE")
-
-
-def prefix_of(line: bytes) -> str | None:
-    """The prefix of a firewall's record, roughly; None: it is none. For telling a person, never for deciding."""
-    if line.startswith(b"{"):
-        found = _JSON_PREFIX.search(line) or _JSON_MESSAGE.search(line)
-        return None if found is None else _plain(found[1])
-    if b" SRC=" not in line:
-        return None
-    before, has_in, _ = line.partition(b"IN=")
-    if not has_in:
-        return None
-    head = _HEAD.match(before)
-    return _plain(before[head.end() :] if head else before)
-
-
-def _plain(prefix: bytes) -> str:
-    """A prefix as the configuration has it: blanks and a colon at its end do not count."""
-    return printable(prefix[:_MAX_PREFIX].decode("utf-8", "replace").strip().removesuffix(":").rstrip())
-
-
-class _Counts:
-    """What was read and held no packet, and why."""
-
-    def __init__(self, wanted: Wanted) -> None:
-        self._wanted = {_plain(prefix.encode()) for prefix in wanted.prefixes}
-        self.skipped: Counter[str] = Counter()
-        self.prefixes: Counter[str] = Counter()
-        self.matched = False  # whether a record without a packet had the right prefix
-        self.problems: list[str] = []
-
-    def problem(self, text: str) -> None:
-        """Something could not be read. A log ends with it, so there are no more of them than logs."""
-        self.problems.append(text)
-
-    def skip_line(self, line: bytes) -> None:
-        """Count a line that is no packet."""
-        self.skipped[self._why(line)] += 1
-
-    def _why(self, line: bytes) -> Skipped:
-        if len(line) > MAX_LINE:
-            return Skipped.LONG
-        prefix = prefix_of(line)
-        if prefix is None:
-            return Skipped.OTHER
-        if prefix not in self._wanted:
-            if prefix in self.prefixes or len(self.prefixes) < _MAX_PREFIXES:
-                self.prefixes[prefix] += 1
-            return Skipped.PREFIX
-        self.matched = True
-        if _PROTOCOL.search(line):
-            return Skipped.PROTOCOL
-        if _PART.search(line):
-            return Skipped.PART
-        return Skipped.DIRECTION if _OUT.search(line) or _NO_IN.search(line) else Skipped.MALFORMED
 
 
 # ---- sources that knocked
@@ -540,7 +319,7 @@ class Replay:
         self._matcher = Matcher(doors)
         self._trail = Trail(doors)
         self._codes = _Codes(doors, self._matcher)
-        self._counts = _Counts(wanted)
+        self._counts = Counts(wanted)
         self._knockers = _Knockers()
         self._verdicts: Counter[Verdict] = Counter()
         self._opened: Counter[str] = Counter()

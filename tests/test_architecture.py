@@ -36,14 +36,16 @@ ALLOWED: dict[str, set[str]] = {
     "stamps": set(),
     "copies": {"packet"},
     "trail": {"knock", "packet"},
-    "sources": BASE | {"netlink", "packet", "records", "stamps"},
+    "lines": {"packet", "records", "stamps"},
+    "trusted_files": BASE,
+    "sources": BASE | {"lines", "netlink", "packet", "records", "stamps", "trusted_files"},
     "intake": BASE | {"config", "copies", "packet", "records", "sources"},
     "control": BASE,
     "explain": BASE | {"config", "firewall.sets", "intake", "knock", "packet", "trail"},
     "plot": BASE | {"knock", "packet", "trail"},
     "replay": BASE
-    | {"config", "config_values", "copies", "firewall.sets", "knock", "onetime", "onetime_files", "packet", "plot"}
-    | {"records", "sources", "stamps", "store", "trail", "turns"},
+    | {"config", "config_values", "copies", "firewall.sets", "knock", "lines", "onetime", "onetime_files", "packet"}
+    | {"plot", "records", "sources", "stamps", "store", "trail", "turns"},
     "doctor": BASE
     | {"client", "config", "config_values", "demo", "doctor", "firewall.ruleset", "firewall.sets", "knock", "netlink"}
     | {"onetime", "onetime_files", "packet", "records", "sources", "status"},
@@ -95,10 +97,11 @@ PURE = {
     "packet": {"ipaddress", "typing"},
     "knock": {"collections", "dataclasses", "enum", "itertools", "struct", "typing"},
     "records": {"collections", "functools", "ipaddress", "itertools", "json", "re", "typing"},
-    "copies": {"typing"},
+    "lines": {"collections", "typing"},
+    "copies": {"itertools", "typing"},
     "doctor.finding": {"collections", "enum", "typing"},
     "doctor.rules": {"collections", "enum", "ipaddress", "itertools", "re", "shlex", "typing"},
-    "trail": {"collections", "enum", "typing"},
+    "trail": {"collections", "enum", "itertools", "typing"},
     "onetime": {"collections", "itertools", "math", "typing"},
     "knockd_commands": {"collections", "re", "typing"},
     "knockd_conf": {"collections", "dataclasses", "ipaddress", "re", "textwrap", "typing"},

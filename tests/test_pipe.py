@@ -1,0 +1,201 @@
+"""Reading standard input, whatever that is: real pipes, terminals, sockets and files."""
+
+import json
+import os
+import pty
+import select
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import BinaryIO
+
+import pytest
+
+from logknock.errors import UNAVAILABLE, SourceError
+from logknock.sources.pipe import Pipe
+
+from .e2e.world import until
+from .log_lines import RECORD, Reader, append, grammar, text
+
+
+@pytest.fixture
+def log(tmp_path: Path) -> Path:
+    """An empty log."""
+    path = tmp_path / "kern.log"
+    path.touch(0o640)
+    return path
+
+
+@pytest.fixture
+def pipe() -> Iterator[tuple[Reader, BinaryIO]]:
+    """A pipe, and what reads it."""
+    inner, outer = os.pipe()
+    with closing(Pipe(grammar(), inner)) as source, open(outer, "wb", buffering=0) as writer:
+        yield Reader(source), writer
+    os.close(inner)
+
+
+class TestPipe:
+    """Standard input, whatever that is."""
+
+    def test_each_line_once(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        reader, writer = pipe
+        assert reader.read() == []
+        whole = text(2).encode()
+        writer.write(text(1).encode() + whole[:70])
+        assert reader.read() == [1]
+        writer.write(whole[70:])
+        assert reader.read() == [1, 2]
+        assert (reader.source.records, reader.source.ignored) == (2, 0)
+        assert reader.settle() == []
+
+    def test_the_journal_in_json(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """`journalctl -kf -o json | logknock run`; T22: what is not the kernel's is none."""
+        reader, writer = pipe
+        for number, transport in ((1, "syslog"), (2, "kernel")):
+            entry = {
+                "__REALTIME_TIMESTAMP": str(time.time_ns() // 1000),
+                "_TRANSPORT": transport,
+                "SYSLOG_IDENTIFIER": "kernel",
+                "SYSLOG_FACILITY": "0",
+                "MESSAGE": f"logknock: {RECORD.format(number, number)}",
+            }
+            writer.write(json.dumps(entry).encode() + b"\n")
+        assert reader.read() == [2]
+        assert reader.source.ignored == 1
+
+    def test_t29_a_record_with_nothing_but_an_uptime_is_as_old_as_that(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """T29: `dmesg -w | logknock run` begins with what the kernel has said since its start."""
+        reader, writer = pipe
+        for number, age in ((1, 500), (2, 0)):
+            writer.write(f"[{time.monotonic() - age:12.6f}] logknock: {RECORD.format(number, number)}\n".encode())
+        assert reader.read() == [2]
+
+    def test_t29_what_was_before_it_is_not_handed_over(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """T29: `tail -f` begins with the last lines. But rsyslog's imkmsg stamps a second too early, now and then."""
+        reader, writer = pipe
+        now = time.time()
+        for number, when in ((1, now - 60), (2, now - 4), (3, now - 1), (4, now + 1)):
+            writer.write(text(number, when=when).replace("+00:00", f".{int(when % 1 * 1e6):06}+00:00").encode())
+        assert reader.read() == [3, 4]
+
+    def test_its_descriptor_tells_and_after_the_end_is_silent(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """The end of a pipe is readable for ever: who waits for that would do nothing else."""
+        reader, writer = pipe
+        with select.epoll() as waiting:
+            waiting.register(reader.source.fileno(), select.EPOLLIN)
+            assert waiting.poll(0) == []
+            writer.write(text(1).encode())
+            assert waiting.poll(20) == [(reader.source.fileno(), select.EPOLLIN)]
+            assert reader.read() == [1]
+            assert waiting.poll(0) == []
+            writer.close()
+            assert waiting.poll(20)
+            reader.read()
+            assert waiting.poll(0) == []
+        assert reader.settle(3) == ["standard input: has ended"]
+        assert reader.source.interval == 0.0
+
+    def test_half_a_line_at_the_end_is_not_read(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """A port may be cut in two; what is lost is counted (T30)."""
+        reader, writer = pipe
+        writer.write(text(1).encode()[:-1])
+        writer.close()
+        assert reader.read() == []
+        assert reader.settle() == ["standard input: has ended", "standard input: 1 records lost on the way"]
+        assert reader.source.lost == 1
+
+    def test_a_read_is_bounded(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        reader, writer = pipe
+        writer.write(b"\n" * 60_000)
+        assert reader.source.read(time.time(), reader.packets.append)
+        assert reader.source.records < 1000
+        reader.read()
+        assert reader.source.records == 60_000
+
+    def test_an_overlong_line(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        reader, writer = pipe
+        for _ in range(160):
+            writer.write(b"x" * 60_000)
+            reader.read()
+        writer.write(b"\n" + text(1).encode())
+        assert reader.read() == [1]
+        assert reader.settle() == ["standard input: skipped 9600000 bytes of lines longer than any record (8192 bytes)"]
+
+    @pytest.mark.parametrize("kind", ["a pipe", "a terminal", "a socket"])
+    def test_nobody_elses_standard_input_is_made_non_blocking(self, kind: str) -> None:
+        """O_NONBLOCK belongs to all who share what was opened: a shell would find its terminal changed."""
+        if kind == "a pipe":
+            ours, theirs = os.pipe()
+        elif kind == "a terminal":
+            theirs, ours = pty.openpty()
+        else:
+            ours, theirs = (end.detach() for end in socket.socketpair())
+        with closing(Pipe(grammar(), ours)) as source:
+            assert os.get_blocking(ours)
+            reader = Reader(source)
+            assert reader.read() == []
+            os.write(theirs, text(1).encode())
+            until(lambda: reader.read() == [1], "the line")
+        assert os.get_blocking(ours)
+        for descriptor in (ours, theirs):
+            os.close(descriptor)
+
+    def test_a_fifo(self, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / "fifo")
+        with open(tmp_path / "fifo", "r+b", buffering=0) as fifo, closing(Pipe(grammar(), fifo.fileno())) as source:
+            reader = Reader(source)
+            assert reader.read() == []
+            fifo.write(text(1).encode())
+            assert reader.read() == [1]
+
+    def test_a_regular_file_is_read_to_its_end(self, log: Path) -> None:
+        """`logknock run < kern.log`: epoll knows no regular files."""
+        append(log, *range(1, 2001))
+        with log.open("rb") as stream, closing(Pipe(grammar(), stream.fileno())) as source:
+            assert (source.fileno(), source.interval) == (-1, 0.02)
+            reader = Reader(source)
+            assert reader.read() == list(range(1, 2001))
+            assert source.interval == 0.0
+            assert reader.settle(2) == ["standard input: has ended"]
+
+    def test_t29_a_regular_files_records_are_as_old_as_they_say(self, log: Path) -> None:
+        """T29: with a date by that; without one they are not from now."""
+        log.write_text(text(1, when=1000.0) + f"logknock: {RECORD.format(2, 2)}\n")
+        with log.open("rb") as stream, closing(Pipe(grammar(), stream.fileno())) as source:
+            reader = Reader(source)
+            reader.read()
+        assert [packet.time < 1002 for packet in reader.packets] == [True, True]
+
+    def test_nothing_to_read(self) -> None:
+        """/dev/null, as systemd gives it, ends at once."""
+        with open("/dev/null", "rb") as stream, closing(Pipe(grammar(), stream.fileno())) as source:
+            reader = Reader(source)
+            assert reader.read() == []
+            assert reader.settle() == ["standard input: has ended"]
+
+    def test_a_closed_standard_input(self) -> None:
+        """Whatever is opened first gets its number, and must not be read."""
+        code = """
+from logknock.errors import SourceError
+from logknock.records import Grammar, Wanted
+from logknock.sources.pipe import Pipe
+taken = open("/dev/zero")
+try: Pipe(Grammar(Wanted()))
+except SourceError as error: print(taken.fileno(), error.exit_code, error.words())
+"""
+        done = subprocess.run(
+            ["sh", "-c", 'exec "$@" <&-', "sh", sys.executable, "-c", code], capture_output=True, text=True, check=True
+        )
+        assert done.stdout.startswith(f"0 {UNAVAILABLE} standard input: cannot be read: it was closed"), done.stderr
+        assert "journalctl -kf -o json" in done.stdout
+
+    def test_a_directory(self, tmp_path: Path) -> None:
+        descriptor = os.open(tmp_path, os.O_RDONLY)
+        with pytest.raises(SourceError, match="standard input: cannot be read: Is a directory"):
+            Pipe(grammar(), descriptor)
+        os.close(descriptor)
