@@ -49,13 +49,14 @@ class Control:
     def __init__(self, runtime: Path, answers: Answers) -> None:
         self._path = runtime / NAME
         self._answers = answers
+        self.met = 0  # clients since the start
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
     async def open(self) -> None:
         """Begin to listen. Raises ControlError."""
         try:
-            self._path.parent.mkdir(mode=0o755, parents=True, exist_ok=True)
+            _make_folder(self._path.parent)
             self._server = await asyncio.start_unix_server(self._meet, sock=_listen(self._path), limit=MAX_REQUEST)
         except OSError as error:
             hint = "[paths] runtime of the configuration names the directory"
@@ -76,6 +77,7 @@ class Control:
         task = asyncio.current_task()
         assert task is not None
         self._clients.add(task)
+        self.met += 1
         try:
             if not _may_ask(writer.get_extra_info("socket")):
                 await _send(writer, _refusal("not permitted", f"ask as root or as a member of the group {GROUP}"))
@@ -103,6 +105,13 @@ class Control:
                 await _send(writer, _refusal(error.message, error.hint))
             else:
                 await _send(writer, {"done": True})
+
+
+def _make_folder(path: Path) -> None:
+    """For others to pass through, whatever the umask."""
+    if not path.exists():
+        path.mkdir(mode=0o755, parents=True)
+        path.chmod(0o755)
 
 
 def _listen(path: Path) -> socket.socket:
@@ -171,13 +180,13 @@ async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
 # ---- the client's side
 
 
-def ask(runtime: Path, do: str, **details: Any) -> Iterator[dict[str, Any]]:
-    """Ask the running daemon, and give its answers as they come. Raises ControlError."""
+def ask(runtime: Path, do: str, patience: float = PATIENCE, **details: Any) -> Iterator[dict[str, Any]]:
+    """Ask the running daemon, and give its answers as they come, each in `patience` seconds. Raises ControlError."""
     path = runtime / NAME
     with contextlib.ExitStack() as stack:
         try:
             wire = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            wire.settimeout(PATIENCE)
+            wire.settimeout(patience)
             wire.connect(str(path))
             with contextlib.suppress(BrokenPipeError):  # refused at once: why is there to be read
                 wire.sendall(json.dumps({"version": VERSION, "do": do, **details}).encode() + b"\n")
@@ -194,6 +203,9 @@ def ask(runtime: Path, do: str, **details: Any) -> Iterator[dict[str, Any]]:
         except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
             hint = "`logknock run` starts the daemon; [paths] runtime must be the same for both"
             raise ControlError(f"no daemon answers at {path}", hint, UNAVAILABLE) from None
+        except TimeoutError:
+            hint = "it is stopped, or has too much to do: its log may say more"
+            raise ControlError(f"{path}: the daemon does not answer", hint, UNAVAILABLE) from None
         except (OSError, ValueError) as error:
             raise ControlError(f"{path}: {error}", "the daemon's log may say more") from None
     raise ControlError(f"{path}: the daemon ended before its answer did", "ask again", UNAVAILABLE)

@@ -4,6 +4,7 @@ Rule 1: pure; time comes in on packets. Rule 2: whichever source tells of a pack
 tellings of it are copies. Rule 3: a packet that was really sent again is none: it is told once more by the same source.
 """
 
+from itertools import islice
 from typing import NamedTuple
 
 from .packet import Packet
@@ -11,6 +12,9 @@ from .packet import Packet
 # Packets that are remembered. What falls out under a flood is taken for another packet, which the matcher then knows
 # for a resend or, at worst, for a wrong knock.
 MAX_REMEMBERED = 65_536
+
+# Room is made for so many at a time: the oldest entries of a dict are found by walking over the places of deleted ones.
+_SWEEP = 1_024
 
 # Seconds within which two sources tell of the same packet. A log file can be that late; a client that knocks again
 # from the same ports within it does so with resends.
@@ -42,5 +46,6 @@ class Copies:
             before.time if is_copy else packet.time, (*counts[:source], many, *counts[source + 1 :])
         )
         if len(self._seen) > MAX_REMEMBERED:
-            del self._seen[next(iter(self._seen))]
+            for old in list(islice(self._seen, _SWEEP)):
+                del self._seen[old]
         return is_copy

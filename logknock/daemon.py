@@ -19,23 +19,32 @@ from . import __version__, report
 from .config import Config, load
 from .control import Answer, Control
 from .doorkeeper import Doorkeeper
-from .errors import FirewallError, LogknockError
+from .errors import UNAVAILABLE, FirewallError, LogknockError, SourceError
 from .explain import Known, explain, parse
 from .firewall.sets import GUARDED, WATCHED, Sets
 from .intake import Intake, Key, Receive, Source
 from .knock import Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
 from .packet import Packet
 from .report import Level, Reporter, notice
-from .store import NoStore, StoreError, open_store
+from .store import LOCK, NoStore, StoreError, open_store
 from .trail import Memory, Refused, Stale, Told
 from .turns import Turns
 
 _TICK = 1.0  # seconds between looks at what may have changed without a packet
 
-# The garbage collector walks over every attempt, 20 ms for a full crowd: it runs when there are fewer than that, once
-# a minute. Attempts and grants hold no cycles; reloads leave a few.
-_COLLECT_BELOW = 1_024
+# The garbage collector walks over every attempt, 20 ms for a full crowd: it runs when there are fewer than that (5 ms),
+# once a minute. Attempts and grants hold no cycles; reloads leave a few, and each client of the control socket 7 kB:
+# after so many of them it runs in any case.
+_COLLECT_BELOW = 8_192
 _COLLECT_EVERY = 60
+_COLLECT_AFTER = 1_000
+
+# A record that is so many seconds ahead of our clock says nothing of when its packet came: it means nothing either.
+_AHEAD = 5.0
+
+# Seconds by which a log's clock has to be wrong for somebody to be told, and between two times that they are.
+_WRONG_CLOCK = 600.0
+_TELL_AGAIN = 60
 
 _NAMES_SHOWN = 10
 
@@ -46,6 +55,7 @@ class Daemon:
     def __init__(self, config_path: Path, reporter: Reporter) -> None:
         self._path = config_path
         self._reporter = reporter
+        self._loaded = time.time()
         self._config = load(config_path)
         self._longest = _longest(self._config)
         self._matcher = Matcher(self._config.doors)
@@ -61,13 +71,17 @@ class Daemon:
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
         self._working = False  # whether more work on the one-time files is on its way
         self._firewall_errors = 0
-        self._stale = 0  # packets that were too old
+        self._stale = 0  # packets that were too old, or from the future
+        self._apart = 0.0  # by how much the clock of a log is wrong; 0.0: it is not, as far as is known
         self._trouble = ""  # what the firewall refused last, until it works again
-        self._oldest = 0.0  # packets from before that are too old to mean anything; set for each read
+        self._oldest = self._newest = 0.0  # packets from before or after that mean nothing; set for each read
         self._ticks = 0
+        self._met = 0  # clients of the control socket when the garbage collector ran last
+        self._tell_apart_at = 0  # the tick at which it may be told again
+        self._stopped = asyncio.Event()
 
     def run(self) -> None:
-        """Serve until SIGTERM or SIGINT."""
+        """Serve until SIGTERM or SIGINT. Raises SourceError when there is nothing left to read."""
         gc.collect()
         gc.freeze()
         gc.disable()
@@ -75,9 +89,8 @@ class Daemon:
 
     async def _serve(self) -> None:
         loop = asyncio.get_running_loop()
-        stopped = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, stopped.set)
+            loop.add_signal_handler(number, self._stopped.set)
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR1, self._tell_counters)
         loop.call_later(_TICK, self._tick)
@@ -85,16 +98,20 @@ class Daemon:
         self._take_over()
         await self._open_control()
         self._tell_ready()
-        await stopped.wait()
+        await self._stopped.wait()
         _notify("STOPPING=1")
         await self._control.close()
+        self._tell_counters()
+        ended = self._intake.ended
         self._intake.close()
         await self._keeper.stop()
         self._sets.disconnect()
-        self._tell_counters()
         with suppress(StoreError):  # nothing is lost: what was committed is in its log
             self._store.close()
         self._tell("stopped; open doors close on time by themselves")
+        if ended:
+            hint = "what is piped in has to go on; systemd starts both anew with Restart=on-failure"
+            raise SourceError("nothing is left to read: all sources have ended", hint, UNAVAILABLE)
 
     async def _open_control(self) -> None:
         try:
@@ -106,20 +123,20 @@ class Daemon:
         """What somebody asks through the control socket."""
         if request.get("do") != "explain":
             raise LogknockError(f"{request.get('do')!r} is nothing that this daemon does", "it can: explain")
-        return explain(parse(request), Known(self._config, self._matcher, self._memory, self._intake, self._sets))
+        known = Known(self._config, self._matcher, self._memory, self._intake, self._sets, self._trouble, self._longest)
+        return explain(parse(request), known)
 
     def _read(self, source: Source, receive: Receive) -> bool:
         now = time.time()
-        self._oldest = now - self._longest
+        self._oldest, self._newest = now - self._longest, now + _AHEAD
         more = source.read(now, receive)
         self._keeper.settle()
         return more
 
     def _receive(self, packet: Packet) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
-        if packet.time <= self._oldest:
-            self._stale += 1  # it waited too long somewhere to mean anything now (T29)
-            self._memory.keep(packet, (Stale(packet, time.time() - packet.time),))
+        if not self._oldest < packet.time <= self._newest:
+            self._pass_over(packet)
             return
         told: list[Told] = []
         shut: dict[str, str] = {}  # doors whose one-time sequence cannot be used, and why
@@ -148,6 +165,14 @@ class Daemon:
         self._reporter.tell(told)
         for line in closed:
             self._reporter.write(line)
+
+    def _pass_over(self, packet: Packet) -> None:
+        """It waited too long somewhere to mean anything now (T29), or somebody's clock is wrong."""
+        age = time.time() - packet.time
+        self._stale += 1
+        self._memory.keep(packet, (Stale(packet, age),))
+        if abs(age) > _WRONG_CLOCK and self._matcher.heeds(packet.src, packet.proto, packet.dport):
+            self._apart = age
 
     def _open(self, grant: Grant) -> str:
         """Open the door; empty when it is open, or why it is not."""
@@ -179,8 +204,12 @@ class Daemon:
         self._intake.settle()
         self._reporter.settle()
         self._ticks += 1
-        if self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW:
-            gc.collect()
+        if self._apart and self._ticks >= self._tell_apart_at:
+            self._tell_apart()
+        if self._ticks % _COLLECT_EVERY == 0:
+            self._collect()
+        if self._intake.ended:
+            self._stopped.set()
 
     def _give_up(self) -> None:
         """Attempts whose time is over."""
@@ -188,6 +217,17 @@ class Daemon:
         ended = self._matcher.expire(now)
         self._memory.keep_ended(ended, now)
         self._reporter.tell(ended)
+
+    def _collect(self) -> None:
+        if self._matcher.knockers < _COLLECT_BELOW or self._control.met - self._met >= _COLLECT_AFTER:
+            self._met = self._control.met
+            gc.collect()
+
+    def _tell_apart(self) -> None:
+        way = "behind" if self._apart > 0 else "ahead of"
+        text = f"knocks are passed over: the records' times are {abs(self._apart):.0f} s {way} this host's clock"
+        self._tell(f"{text} (hint: the clocks and time zones of this host and of the log have to agree)", Level.WARNING)
+        self._apart, self._tell_apart_at = 0.0, self._ticks + _TELL_AGAIN
 
     def _expire(self) -> None:
         if self._keeper.expire(time.time(), time.monotonic()):
@@ -271,6 +311,7 @@ class Daemon:
     def _reload(self) -> None:
         """Go on with the configuration as it is now, or, if it is bad in any way, with the old one (T36)."""
         _notify("RELOADING=1")
+        loaded = time.time()
         try:
             config = load(self._path)
             if config.state != self._config.state:
@@ -286,22 +327,33 @@ class Daemon:
                 self._tell(text.removeprefix("logknock: "), Level.ERROR)
             self._tell("not reloaded: the configuration from before stays in force", Level.ERROR)
         else:
+            self._loaded = loaded
             self._adopt(config, sources)
         finally:
             _notify("READY=1")
 
     def _adopt(self, config: Config, sources: Mapping[Key, Source]) -> None:
         self._intake.adopt(sources, config)
+        if config.guarded and config.logged_to != self._config.logged_to:
+            words = f"the rules are to log to another place now: {config.logged_to} (hint: `logknock rules apply`)"
+            self._tell(words, Level.WARNING)
         self._config = config
         self._longest = _longest(config)
         self._matcher.set_doors(config.doors)
         self._keeper.use(config.doors)
         self._turns.use(config.doors)
         self._work_soon()
+        self._note_loading()
         self._tell(f"reloaded: {self._summary()}")
         self._warn()
 
+    def _note_loading(self) -> None:
+        """The time of the lock file says since when this configuration counts."""
+        with suppress(OSError):
+            os.utime(self._config.state / LOCK, (self._loaded, self._loaded))
+
     def _tell_ready(self) -> None:
+        self._note_loading()
         self._tell(f"logknock {__version__} ready: {self._summary()}")
         self._warn()
         _notify("READY=1")

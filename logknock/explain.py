@@ -14,8 +14,10 @@ from .errors import LogknockError
 from .firewall.sets import Sets, never_granted
 from .intake import Intake
 from .knock import Matcher
-from .packet import Packet, address_text
-from .trail import Finding, Kept, Memory, Trail, advice
+from .packet import Packet, address_text, parse_address
+from .trail import Finding, Kept, Memory, Stale, Trail, advice
+
+_FAR = 2.0**60  # seconds; no time is so far away, and each number below it is a time
 
 
 class Question(NamedTuple):
@@ -33,43 +35,37 @@ class Known(NamedTuple):
     memory: Memory
     intake: Intake
     sets: Sets
+    trouble: str  # what the firewall refuses; empty: nothing
+    longest: float  # seconds after which a packet means nothing to any door
 
 
 def parse(request: Mapping[str, Any]) -> Question:
     """A request of the control socket. Raises LogknockError."""
     written, since = request.get("address"), request.get("since", 0.0)
-    if not isinstance(written, str) or not isinstance(since, (int, float)):
-        raise LogknockError("explain needs an address", 'like {"address": "192.0.2.7"}')
-    return Question(packed(written), float(since))
-
-
-def packed(written: str) -> bytes:
-    """An address in network order: one form for one address (T27). Raises LogknockError."""
+    if not isinstance(written, str) or type(since) not in (int, float) or not abs(since) < _FAR:
+        raise LogknockError("explain needs an address, and since when", 'like {"address": "192.0.2.7", "since": 0}')
     try:
-        address = ipaddress.ip_address(written.strip())
-    except ValueError:
-        raise LogknockError(f"{written!r} is no IP address", "write 192.0.2.7 or 2001:db8::7") from None
-    if isinstance(address, ipaddress.IPv6Address):
-        if address.scope_id:
-            raise LogknockError(f"{written!r} has a zone", "a packet's source has none: leave out what begins with %")
-        address = address.ipv4_mapped or address
-    return address.packed
+        return Question(parse_address(written), float(since))
+    except ValueError as error:
+        raise LogknockError(str(error)) from None
 
 
 def explain(question: Question, known: Known) -> Iterator[Mapping[str, Any] | None]:
     """The answers: how the address stands, a finding for each packet, what would have opened; None is a pause."""
     yield {"standing": _standing(question.src, known)}
-    kept = {_identity(entry.packet): entry for entry in known.memory.of(question.src) if entry.packet}
-    ended = [entry for entry in known.memory.of(question.src) if not entry.packet]
+    remembered = known.memory.of(question.src)
+    kept = {_identity(entry.packet) for entry in remembered if entry.packet}
     strangers: list[Kept] = []
-    for packet in known.intake.strangers(question.src):
+    for read, packet in known.intake.strangers(question.src):
         if packet is None:
             yield None
         elif _identity(packet) not in kept:
-            strangers.append(Kept(packet.time, packet.src, packet, ()))
+            late = read - packet.time
+            told = (Stale(packet, late),) if late >= known.longest else ()
+            strangers.append(Kept(packet.time, packet.src, packet, told))
     findings: list[Finding] = []
     trail = Trail(known.config.doors)
-    for entry in sorted((*kept.values(), *ended, *strangers), key=lambda entry: entry.time):
+    for entry in sorted((*remembered, *strangers), key=lambda entry: entry.time):
         found = trail.follow(entry.packet, entry.told) if entry.packet else trail.ended(entry.told, entry.time)
         mine = [finding for finding in found if finding.src == question.src]
         findings += mine
@@ -95,7 +91,7 @@ def _standing(src: bytes, known: Known) -> dict[str, Any]:
     address = ipaddress.ip_address(src)
     try:
         banned, deaf = known.sets.unheard(src)
-        never, trouble = known.sets.refused(src) or "", ""
+        never, trouble = known.sets.refused(src) or "", known.trouble
     except LogknockError as error:
         banned = deaf = False
         never, trouble = never_granted(src) or "", error.words()

@@ -533,7 +533,8 @@ class Matcher:
         self._cooling.pop(key, None)  # so that the dict is in the order of beginning
         self._cooling[key] = packet.time + door.cooldown
         if len(self._cooling) > self._max_knockers:
-            del self._cooling[next(iter(self._cooling))]
+            for old in list(islice(self._cooling, self._sweep)):
+                del self._cooling[old]
         return True
 
     def _files(self, door: str) -> tuple[str, ...]:

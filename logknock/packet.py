@@ -48,6 +48,21 @@ def address_text(address: bytes) -> str:
     return str(ipaddress.ip_address(address))
 
 
+def parse_address(text: str) -> bytes:
+    """An address as a person writes it, in network order: one form for one address (T27).
+
+    IPv4 in IPv6 form is that IPv4 address. Raises ValueError in words for the operator.
+    """
+    if "%" in text:
+        raise ValueError(f"{text[:64]!r} has a zone, and a packet's source has none: leave out what begins with %")
+    try:
+        address = ipaddress.ip_address(text.strip())
+    except ValueError:
+        raise ValueError(f"{text[:64]!r} is no IP address: write 192.0.2.7 or 2001:db8::7") from None
+    mapped = address.ipv4_mapped if isinstance(address, ipaddress.IPv6Address) else None
+    return (mapped or address).packed
+
+
 def from_ip(data: bytes, time: float) -> Packet | None:
     """The packet that begins with the IP header at the start of `data`, which may be cut short behind the ports.
 

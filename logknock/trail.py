@@ -8,10 +8,11 @@ cause with one packet does not push out what takes more. Rule 4: no knock of a o
 from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from enum import StrEnum
+from itertools import islice
 from typing import NamedTuple
 
 from .knock import Advanced, Attempt, Door, Event, Failed, Granted, Ignored, Reason, Revoked, Service, Spent, Why
-from .packet import Packet
+from .packet import Packet, address_text
 
 # What a running daemon remembers, in packets: 8,192 take 5 MB, and hold an hour of a usual host's background noise.
 MAX_KEPT = 8_192
@@ -47,6 +48,20 @@ class Verdict(StrEnum):
     UNKNOWN = "unknown"
 
 
+# For whoever shows them in colours: what brings a knocker further, and what means nothing; the rest went wrong.
+GOOD = frozenset({Verdict.ADVANCED, Verdict.OPENED, Verdict.CLOSED, Verdict.USED})
+NOTHING = frozenset(
+    {
+        Verdict.RESEND,
+        Verdict.DONE,
+        Verdict.FLAGS,
+        Verdict.TARGET,
+        Verdict.GUARDED,
+        Verdict.STALE,
+        Verdict.UNKNOWN,
+    }
+)
+
 _REASONS = {
     Reason.WRONG: Verdict.WRONG,
     Reason.TIMEOUT: Verdict.TIMEOUT,
@@ -73,7 +88,7 @@ class Refused(NamedTuple):
 
 
 class Stale(NamedTuple):
-    """The packet was read `age` seconds after it came, which is longer than any door waits."""
+    """The packet was read `age` seconds after it came, which is longer than any door waits; or as much before it."""
 
     packet: Packet
     age: float
@@ -104,6 +119,7 @@ class Trail:
 
     def __init__(self, doors: Iterable[Door]) -> None:
         self._doors = {door.name: door for door in doors}
+        self._guarded = {service for door in self._doors.values() if door.guard for service in door.opens}
         self._late: dict[bytes, Failed] = {}
 
     def follow(self, packet: Packet, told: Sequence[Told]) -> list[Finding]:
@@ -112,7 +128,7 @@ class Trail:
         late = self._late.pop(packet.src, None)
         if late is not None and late.attempt is not None and not any(isinstance(event, Failed) for event in told):
             found = [*self._too_late(packet, late, late.attempt), *found]
-        return found or [self._finding(packet.time, packet, Verdict.UNKNOWN, self._stranger(packet))]
+        return found or [self._finding(packet.time, packet, *self._stranger(packet))]
 
     def ended(self, events: Iterable[Told], now: float) -> list[Finding]:
         """What became of attempts that have ended without a packet, by the time `now`."""
@@ -125,8 +141,8 @@ class Trail:
             if event.reason is Reason.TIMEOUT:
                 self._late.pop(event.src, None)
                 self._late[event.src] = event
-        while len(self._late) > MAX_LATE:
-            del self._late[next(iter(self._late))]
+        for src in list(islice(self._late, max(0, len(self._late) - MAX_LATE))):
+            del self._late[src]
         return found
 
     def _tell(self, time: float, packet: Packet | None, event: Told) -> Iterator[Finding]:
@@ -141,7 +157,8 @@ class Trail:
                     yield self._finding(time, cause, _REASONS[reason], words, door, stage, src)
             case Ignored(_, doors, stage, why):
                 for door in _shown(doors):
-                    yield self._finding(time, packet, _WHYS[why], f"means nothing: {why}", door, stage)
+                    words = f"means nothing: {why}{self._aim(door) if why is Why.TARGET else ''}"
+                    yield self._finding(time, packet, _WHYS[why], words, door, stage)
             case Spent(_, code):
                 yield self._finding(time, packet, Verdict.USED, f"one-time sequence of {code.file} used", code.door)
             case Granted(_, grant):
@@ -153,6 +170,8 @@ class Trail:
                 yield self._finding(time, packet, Verdict.REFUSED, f"not opened: {reason_text}", door)
             case Stale(_, age):
                 words = f"means nothing: its record came {_span(age)} late, and no door waits that long"
+                if age < 0:
+                    words = f"means nothing: its record is {_span(-age)} ahead of the clock"
                 yield self._finding(time, packet, Verdict.STALE, words)
 
     def _failure(self, door: str, reason: Reason, packet: Packet | None, attempt: Attempt | None) -> str:
@@ -165,7 +184,7 @@ class Trail:
         if reason is Reason.TIMEOUT:
             limit = f"{attempt.step.terms.seq_timeout:g} s"
             if packet is None:
-                return f"given up {at}: no {self._expected(door, attempt)} within {limit} of the first knock"
+                return f"given up {at}: {self._expected(door, attempt)} did not come within {limit} of the first knock"
             return f"too late by {_span(packet.time - attempt.expires)} {at}: {limit} from the first knock to the last"
         if reason is Reason.CLOCK and packet is not None:
             return f"given up {at}: the clock stepped back by {_span(attempt.last - packet.time)}"
@@ -182,8 +201,16 @@ class Trail:
             words = f"too late by {_span(packet.time - attempt.expires)} for stage {late.stage + 1}: {limit}"
             yield self._finding(packet.time, packet, Verdict.LATE, words, door, late.stage)
 
-    def _stranger(self, packet: Packet) -> str:
-        return f"means nothing: no door begins with {Service(packet.proto, packet.dport)}"
+    def _stranger(self, packet: Packet) -> tuple[Verdict, str]:
+        """A packet that no attempt was there for, and that begins none."""
+        service = Service(packet.proto, packet.dport)
+        if service in self._guarded:
+            return Verdict.GUARDED, f"means nothing: {service} is guarded, and closed to this source"
+        return Verdict.UNKNOWN, f"means nothing: no door begins with {service}"
+
+    def _aim(self, door: str) -> str:
+        target = self._doors[door].target if door in self._doors else frozenset()
+        return f" ({', '.join(map(address_text, sorted(target)))})" if target else ""
 
     def _expected(self, door: str, attempt: Attempt) -> str:
         """The next knock; of one-time sequences and of doors that have parted no more than that there is one."""
@@ -235,8 +262,9 @@ def advice(doors: Iterable[Door], findings: Iterable[Finding]) -> list[str]:
 
 def _knocks(door: Door) -> str:
     if not door.sequence:
-        return "the next sequence of its one-time file"
-    return ", ".join(map(str, door.sequence))
+        return "the next sequence of its one-time file (used ones count no more)"
+    aim = f", sent to {' or '.join(map(address_text, sorted(door.target)))}," if door.target else ""
+    return ", ".join(map(str, door.sequence)) + aim
 
 
 def _shown(doors: tuple[str, ...]) -> Iterator[str]:
@@ -247,7 +275,12 @@ def _shown(doors: tuple[str, ...]) -> Iterator[str]:
 
 def _span(seconds: float) -> str:
     """A time for a person: three digits are enough, and milliseconds too."""
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
+    if seconds < 1:
+        return f"{seconds * 1000:.0f} ms"
+    for unit, size in (("days", 86_400), ("hours", 3_600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{seconds:.1f} s"
 
 
 class Kept(NamedTuple):

@@ -46,9 +46,11 @@ def test_a_kernel_log_tells_fewer_flags_of_the_same_packet() -> None:
 
 def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(copies, "MAX_REMEMBERED", 100)
+    monkeypatch.setattr(copies, "_SWEEP", 10)
     known = Copies(2)
     for sport in range(1, 1001):
         assert not known.is_copy(0, packet(0, sport))
-    assert len(known._seen) == 100
+        assert len(known._seen) <= 100
+    assert len(known._seen) > 90
     assert known.is_copy(1, packet(0, 1000))
     assert not known.is_copy(1, packet(0, 1))

@@ -239,9 +239,9 @@ def test_what_came_from_a_source_can_be_asked_for_though_nobody_heeded_it(hosts:
         packets: list[Packet] = []
         until(lambda: found.read(time.time(), packets.append) or found.records == 3, "the records")
         assert packets == []
-        recent = [packet for packet in found.recent(bytes((198, 51, 100, 7))) if packet]
+        recent = [packet for _, packet in found.recent(bytes((198, 51, 100, 7))) if packet]
         assert [(packet.dport, packet.sport) for packet in recent] == [(7007, 20000), (7007, 20002)]
-        assert [packet for packet in found.recent(bytes((198, 51, 100, 9))) if packet] == []
+        assert [packet for _, packet in found.recent(bytes((198, 51, 100, 9))) if packet] == []
     finally:
         found.close()
 

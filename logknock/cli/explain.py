@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -12,12 +12,11 @@ import click
 from ..config import load
 from ..control import ask
 from ..errors import printable
+from ..packet import parse_address
+from ..trail import GOOD, NOTHING
 from . import config_option
 
 _FOLLOW_EVERY = 0.5  # seconds; a person who knocks and watches sees no delay
-
-_GOOD = {"advanced", "opened", "closed", "used"}
-_NOTHING = {"resend", "done", "flags", "target", "guarded", "stale", "unknown"}
 
 
 @click.command(epilog="Example: logknock explain 192.0.2.7")
@@ -32,36 +31,52 @@ def explain(config_path: Path, address: str, follow: bool, as_json: bool) -> Non
     fast to be heard, and what would have opened. The daemon remembers some thousand packets of all sources together;
     for more, and for what was before its start, there is `logknock replay`.
     """
+    try:
+        parse_address(address)
+    except ValueError as error:
+        raise click.BadParameter(str(error), param_hint="ADDRESS") from None
     runtime = load(config_path).runtime
-    seen = 0.0
-    first = True
-    while first or follow:
-        for answer in ask(runtime, "explain", address=address, since=seen):
-            if "finding" in answer:
-                seen = max(seen, answer["finding"]["time"])
-            if as_json and (first or "finding" in answer):
+    shown = _Shown(as_json)
+    shown.take(ask(runtime, "explain", address=address))
+    while follow:
+        time.sleep(_FOLLOW_EVERY)
+        shown.take(ask(runtime, "explain", address=address, since=shown.last), again=True)
+
+
+class _Shown:
+    """What has been printed, so that it is not printed again."""
+
+    def __init__(self, as_json: bool) -> None:
+        self.last = 0.0  # when the latest packet came
+        self._as_json = as_json
+        self._lasting: list[str] = []
+
+    def take(self, answers: Iterable[dict[str, Any]], *, again: bool = False) -> None:
+        """Print answers; when it is not the first time, only what is new."""
+        for answer in answers:
+            lines = list(self._lines(answer, again))
+            if self._as_json and lines:
                 click.echo(json.dumps(answer))
-            elif not as_json:
-                for line in _lines(answer, only_findings=not first):
-                    click.echo(line)
-        first = False
-        if follow:
-            time.sleep(_FOLLOW_EVERY)
+            for line in () if self._as_json else lines:
+                click.echo(line)
+
+    def _lines(self, answer: dict[str, Any], again: bool) -> Iterator[str]:
+        if "finding" in answer:
+            self.last = max(self.last, answer["finding"]["time"])
+            yield _finding(answer["finding"])
+        elif "standing" in answer:
+            lasting = list(_lasting(answer["standing"]))
+            yield from (line for line in lasting if line not in self._lasting)
+            self._lasting = lasting
+            if not again:
+                yield from _running(answer["standing"])
+                yield from ("",) if self._as_json else ()
+        elif "advice" in answer and not again:
+            yield ""
+            yield from map(printable, answer["advice"])
 
 
-def _lines(answer: dict[str, Any], *, only_findings: bool) -> Iterator[str]:
-    if "finding" in answer:
-        yield _finding(answer["finding"])
-    elif only_findings:
-        return
-    elif "standing" in answer:
-        yield from _standing(answer["standing"])
-    elif "advice" in answer:
-        yield ""
-        yield from map(printable, answer["advice"])
-
-
-def _standing(standing: dict[str, Any]) -> Iterator[str]:
+def _lasting(standing: dict[str, Any]) -> Iterator[str]:
     """What is so whatever was sent; nothing where nothing is."""
     address = standing["address"]
     if standing["never"]:
@@ -79,6 +94,10 @@ def _standing(standing: dict[str, Any]) -> Iterator[str]:
             yield _bad(f"{source['name']}: {source['lost']} records lost since the start: a knock may be among them")
         if not source["records"]:
             yield _bad(f"{source['name']}: no record at all since the start (hint: `logknock doctor`)")
+
+
+def _running(standing: dict[str, Any]) -> Iterator[str]:
+    """What is open, and what has begun."""
     for grant in standing["open"]:
         yield click.style(f"{grant['door']} is open for another {grant['left']:.0f} s", fg="green")
     for attempt in standing["attempts"]:
@@ -87,11 +106,13 @@ def _standing(standing: dict[str, Any]) -> Iterator[str]:
 
 
 def _finding(finding: dict[str, Any]) -> str:
-    moment = datetime.fromtimestamp(finding["time"]).strftime("%H:%M:%S.%f")[:-3]
+    when = datetime.fromtimestamp(finding["time"])
+    date = "" if when.date() == datetime.now().date() else f"{when:%Y-%m-%d} "
     words = printable(f"{finding['door'] + ': ' if finding['door'] else ''}{finding['words']}")
-    verdict = finding["verdict"]
-    colour = "green" if verdict in _GOOD else None if verdict in _NOTHING else "red"
-    return f"{moment}  {finding['service']:>9}  {click.style(words, fg=colour)}"
+    colour = "green" if finding["verdict"] in GOOD else None if finding["verdict"] in NOTHING else "red"
+    return (
+        f"{date}{when:%H:%M:%S}.{when.microsecond // 1000:03}  {finding['service']:>9}  {click.style(words, fg=colour)}"
+    )
 
 
 def _bad(text: str) -> str:

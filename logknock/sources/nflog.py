@@ -273,15 +273,18 @@ class Nflog:
             self._deliver(busy=True)
         return False
 
-    def recent(self, src: bytes) -> Iterator[Packet | None]:
-        """The last packets of a source, heeded or not, as far as they are kept; None after each part of the work."""
+    def recent(self, src: bytes) -> Iterator[tuple[float, Packet | None]]:
+        """The last packets of a source, heeded or not, as far as they are kept, and when they were read.
+
+        None in place of a packet after each part of the work.
+        """
         for now, data in list(self._recent):
             if src in data:
                 found: list[Packet] = []
                 decoder = self._decoder.successor(lambda source, proto, dport: source == src)
                 decoder.decode(memoryview(data), now, found.append)
-                yield from found
-            yield None
+                yield from ((now, packet) for packet in found)
+            yield now, None
 
     def settle(self) -> tuple[str, ...]:
         """Go back to delivering each packet at once when the last second was quiet."""

@@ -3,7 +3,7 @@
 import os
 import signal
 from collections.abc import Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,14 @@ from ..netns import pair
 from .world import KNOCKS, SSH, World, until
 
 FILE = '[log]\nsource = {source}\nfile.path = "{path}"\n'
+
+
+# Empty datagrams to the gateway: argument by argument `source port:destination port`.
+SEND = (
+    "import socket, sys\nfor word in sys.argv[1:]:\n  sport, dport = map(int, word.split(':'))\n"
+    "  s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n  s.bind(('', sport))\n"
+    "  s.sendto(b'', ('10.99.0.1', dport))\n"
+)
 
 
 @pytest.fixture(scope="module")
@@ -36,10 +44,15 @@ def log(tmp_path: Path) -> Path:
 
 
 def write_knocks(
-    log: Path, src: str, services: tuple[str, ...] = KNOCKS, prefix: str = "logknock: ", sport: int = 20_000
+    log: Path,
+    src: str,
+    services: tuple[str, ...] = KNOCKS,
+    prefix: str = "logknock: ",
+    sport: int = 20_000,
+    ahead: timedelta = timedelta(),
 ) -> None:
     """What rsyslog writes of knocks."""
-    head = datetime.now().astimezone().isoformat(timespec="microseconds")
+    head = (datetime.now() + ahead).astimezone().isoformat(timespec="microseconds")
     with log.open("a") as file:
         for number, service in enumerate(services):
             port, _, proto = service.partition("/")
@@ -142,22 +155,67 @@ def test_one_packet_from_two_sources_counts_once(world: World, log: Path) -> Non
     door = '[doors.ssh]\nsequence = ["7000/udp", "8000/udp", "9000/udp"]\nopens = ["22/tcp"]\n'
     world.configure(FILE.format(source='["file", "nflog"]', path=log) + door)
     world.apply()
-    send = (
-        "import socket, sys\nfor word in sys.argv[1:]:\n  sport, dport = map(int, word.split(':'))\n"
-        "  s = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)\n  s.bind(('', sport))\n"
-        "  s.sendto(b'', ('10.99.0.1', dport))\n"
-    )
     with world.daemon() as daemon:
-        world.client.python(send, "19990:7001", "20000:7000", "20001:7001")
+        world.client.python(SEND, "19990:7001", "20000:7000", "20001:7001")
         daemon.wait_for("wrong port 7001/udp")
-        world.client.python(send, "20002:7000", "20003:8000")
+        world.client.python(SEND, "20002:7000", "20003:8000")
         daemon.wait_for("Stage 2")
         write_knocks(log, world.client.ipv4, ("7001/udp",), sport=19990)  # nobody heeded it when NFLOG told of it
         write_knocks(log, world.client.ipv4, ("7000/udp", "7001/udp", "7000/udp", "8000/udp"))
         until(lambda: daemon.counter("records") == 10, "the file's records")
-        world.client.python(send, "20004:9000")
+        world.client.python(SEND, "20004:9000")
         daemon.wait_for("OPEN SESAME")
         assert sum("wrong port" in line for line in daemon.lines) == 1
+
+
+def test_copies_are_known_over_a_reload(world: World, log: Path) -> None:
+    """T10, T36: nothing has changed but that somebody reloaded."""
+    door = '[doors.ssh]\nsequence = ["7000/udp", "8000/udp", "9000/udp"]\nopens = ["22/tcp"]\n'
+    text = FILE.format(source='["file", "nflog"]', path=log) + door
+    world.configure(text)
+    world.apply()
+    with world.daemon() as daemon:
+        world.client.python(SEND, "20001:7001")
+        until(lambda: daemon.counter("records") == 1, "the wrong knock")
+        reload(world, daemon, text, "reloaded")
+        world.client.python(SEND, "20002:7000", "20003:8000")
+        daemon.wait_for("Stage 2")
+        write_knocks(log, world.client.ipv4, ("7001/udp",), sport=20001)
+        until(lambda: daemon.counter("records") == 4, "the copy")
+        world.client.python(SEND, "20004:9000")
+        daemon.wait_for("OPEN SESAME")
+
+
+def test_what_was_read_is_counted_to_the_end(world: World, log: Path) -> None:
+    world.configure(FILE.format(source='"file"', path=log) + SSH)
+    world.apply()
+    with world.daemon() as daemon:
+        write_knocks(log, "198.51.100.1")
+        daemon.wait_for("OPEN SESAME")
+        assert daemon.stop() == 0
+        assert daemon.says("3 records, 0 lost")
+
+
+@pytest.mark.parametrize(("hours", "told"), [(2, "s ahead of this host's clock"), (-2, "s behind this host's clock")])
+def test_t29_a_log_whose_clock_is_wrong_opens_nothing_and_is_told_of(
+    world: World, log: Path, hours: int, told: str
+) -> None:
+    """T29: a record from the future would never be too old."""
+    world.configure(FILE.format(source='"file"', path=log) + SSH)
+    world.apply()
+    with world.daemon() as daemon:
+        write_knocks(log, "198.51.100.1", ahead=timedelta(hours=hours))
+        daemon.wait_for(told)
+        assert not daemon.says("Stage")
+        assert daemon.counter("too old") == 3
+
+
+def test_rules_that_log_elsewhere_are_told_of(world: World, log: Path) -> None:
+    world.configure(SSH)
+    world.apply()
+    with world.daemon() as daemon:
+        text = FILE.format(source='"file"', path=log) + SSH
+        reload(world, daemon, text, 'the rules are to log to another place now: kernel log, prefix "logknock"')
 
 
 def test_a_file_that_goes_away_is_told_of_and_the_others_are_read(world: World, log: Path) -> None:
