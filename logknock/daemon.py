@@ -206,8 +206,7 @@ class Daemon:
         self._ticks += 1
         if self._apart and self._ticks >= self._tell_apart_at:
             self._tell_apart()
-        if self._ticks % _COLLECT_EVERY == 0:
-            self._collect()
+        self._collect()
         if self._intake.ended:
             self._stopped.set()
 
@@ -219,7 +218,8 @@ class Daemon:
         self._reporter.tell(ended)
 
     def _collect(self) -> None:
-        if self._matcher.knockers < _COLLECT_BELOW or self._control.met - self._met >= _COLLECT_AFTER:
+        due = self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW
+        if due or self._control.met - self._met >= _COLLECT_AFTER:
             self._met = self._control.met
             gc.collect()
 

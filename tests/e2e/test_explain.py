@@ -354,3 +354,24 @@ def test_only_those_may_ask_who_are_meant_to(world: World) -> None:
         who = ("--reuid=65534", "--regid=65534", "--clear-groups")
         done = world.gateway.run("setpriv", *who, "/usr/bin/python3", "-c", connect, "control.sock", cwd=path.parent)
         assert "not permitted" in done.stdout
+
+
+def test_asking_again_and_again_takes_no_memory_while_many_knock(world: World) -> None:
+    """More attempts than the garbage collector runs beside: what a client leaves behind is collected all the same."""
+    ask = "import sys\nfrom pathlib import Path\nfrom logknock.control import ask\n"
+    ask += "for _ in range(int(sys.argv[2])): list(ask(Path(sys.argv[1]), 'explain', address='192.0.2.1'))"
+
+    def memory(daemon: Daemon) -> int:
+        status = Path(f"/proc/{daemon.process.pid}/status").read_text()
+        return int(status.partition("VmRSS:")[2].split()[0])
+
+    with running(world, SSH.replace("timeout", 'seq_timeout = "1h"\ntimeout')) as daemon:
+        sources = [f"198.51.{high}.{low}" for high in range(100, 133) for low in range(1, 255)]
+        world.gateway.run("ip", "route", "add", "198.51.0.0/16", "via", world.client.ipv4)
+        world.spoof(*(FLOW.format(src=src, service="7000/tcp") for src in sources))
+        until(lambda: daemon.counter("knockers") > 8_192, "the crowd")
+        runtime = str(world.config.parent / "run")
+        world.gateway.python(ask, runtime, "2500")
+        before = memory(daemon)
+        world.gateway.python(ask, runtime, "3000")
+        assert memory(daemon) - before < 12_000, "kB; without, 7 kB a client"
