@@ -31,6 +31,8 @@ help:
 	@echo "make lint    ruff and mypy"
 	@echo "make fuzz    a minute of any bytes at all for the parser"
 	@echo "make bench   figures beside knockd's and fail2ban's, as a table and in bench.json"
+	@echo "make setup, make setup-test   what running and testing need; the others do that first"
+	@echo "make clean   away with what they made here"
 	@echo "make install puts the program into $(PREFIX) and the command at $(COMMAND); make uninstall removes both"
 
 # --no-install-recommends matters for knockd: it is a peer in tests, never a service of this host.
