@@ -58,6 +58,7 @@ class Config:
     file: Path
     sources: tuple[str, ...]
     group: int
+    to_group: bool  # whether our own rules log to the NFLOG group, be it for us or for a ulogd2 that writes a file
     wanted: Wanted
     journal: Path | None
     files: tuple[Path, ...]
@@ -69,7 +70,7 @@ class Config:
 
     @property
     def logged_to(self) -> str:
-        """Where our own rules send records: to NFLOG where that is read, else to the kernel's log."""
+        """Where our own rules send records, in words."""
         return (
             f"NFLOG group {self.group}"
             if "nflog" in self.sources
@@ -167,6 +168,7 @@ def _log(table: Table) -> dict[str, Any]:
         "journal": journal.read("path", values.path("/var/log/journal/remote"), None),
         "files": file.read("path", values.some_of(values.path("/var/log/kern.log")), nowhere),
     }
+    found["to_group"] = "nflog" in found["sources"] or table.has("group")
     for inner in (journal, file):
         inner.finish()
         name = str(inner.name[-1])

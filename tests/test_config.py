@@ -71,6 +71,7 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
         file=path,
         sources=("journal", "file"),
         group=0,
+        to_group=True,
         wanted=Wanted(("[UFW BLOCK]", ""), frozenset({"in", "forward"})),
         journal=Path("/x/journal"),
         files=(Path("/x/kern.log"),),

@@ -43,6 +43,7 @@ def make_config(
         file=Path("logknock.toml"),
         sources=sources,
         group=group,
+        to_group="nflog" in sources,
         wanted=Wanted(),
         journal=None,
         files=(),
@@ -96,8 +97,18 @@ def test_without_nflog_the_rules_log_to_the_kernel_log(
     sources: tuple[str, ...], prefixes: tuple[str, ...], statement: str
 ) -> None:
     config = replace(make_config(sources=sources), wanted=Wanted(prefixes))
+    assert log_statements(config) == [statement]
+
+
+def test_where_a_group_is_written_the_rules_log_to_it_for_ulogd2() -> None:
+    config = replace(make_config(sources=("file",), group=7), to_group=True)
+    assert log_statements(config) == ['log group 7 prefix "logknock: "']
+    assert log_statements(replace(config, wanted=Wanted(("",)))) == ["log group 7"]
+
+
+def log_statements(config: Config) -> list[str]:
     rules, _ = ruleset.render(config, SEED, ()).split("\n# From the configuration.\n")
-    assert [line.strip() for line in rules.splitlines() if re.match(r"\s*log\b", line)] == [statement]
+    return [line.strip() for line in rules.splitlines() if re.match(r"\s*log\b", line)]
 
 
 # The traps are golden too: an update that chose others would change every ruleset in use.

@@ -71,12 +71,13 @@ def render(
 
 
 def _log_statement(config: Config) -> str:
-    """To the NFLOG group where that is listened to; else to the kernel's log, for journal, file and pipe."""
-    if "nflog" in config.sources:
-        return f"log group {config.group}"
+    """To the NFLOG group, for us or for ulogd2; else to the kernel's log, for journal, file and pipe."""
     prefix = config.wanted.prefixes[0]
+    words = f' prefix "{prefix}: "' if prefix and "nflog" not in config.sources else ""
+    if config.to_group:
+        return f"log group {config.group}{words}"
     # At level info, so that a console that shows warnings does not fill with knocks.
-    return f'log prefix "{prefix}: " level info' if prefix else "log level info"
+    return f"log{words} level info"
 
 
 def traps(
