@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import os
 import select
 import socket
 import stat
@@ -184,6 +185,21 @@ def test_who_is_refused_at_once_learns_why(runtime: Path, monkeypatch: pytest.Mo
 
 def test_others_than_the_group_cannot_even_connect(runtime: Path) -> None:
     assert not stat.S_IMODE((runtime / NAME).stat().st_mode) & 0o117
+
+
+def test_others_pass_through_the_directory_whatever_the_umask(tmp_path: Path) -> None:
+    async def serve() -> int:
+        served = Control(tmp_path / "run" / "a", answers)
+        await served.open()
+        mode = stat.S_IMODE((tmp_path / "run" / "a").stat().st_mode)
+        await served.close()
+        return mode
+
+    before = os.umask(0o077)
+    try:
+        assert asyncio.run(serve()) == 0o755
+    finally:
+        os.umask(before)
 
 
 def test_a_second_daemon_leaves_the_first_its_socket(runtime: Path) -> None:

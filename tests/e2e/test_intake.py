@@ -210,6 +210,15 @@ def test_t29_a_log_whose_clock_is_wrong_opens_nothing_and_is_told_of(
         assert daemon.counter("too old") == 3
 
 
+def test_a_pipe_that_ends_ends_the_daemon_and_says_so(world: World) -> None:
+    """Else it would run on and hear nothing, and nobody would start it anew."""
+    world.configure('[log]\nsource = "stdin"\n' + SSH)
+    world.apply()
+    done = world.gateway.logknock("run", "-c", str(world.config), input="", check=False)
+    assert done.returncode == 69
+    assert "nothing is left to read: all sources have ended" in done.stderr
+
+
 def test_rules_that_log_elsewhere_are_told_of(world: World, log: Path) -> None:
     world.configure(SSH)
     world.apply()
