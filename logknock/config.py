@@ -291,7 +291,9 @@ def _warn_of_scans(traps: int, firewall: Table, doors: _Doors) -> None:
     """What a port scan can open: with traps, sequences of one or two knocks; without, every sequence sometimes (T3)."""
     lengths = [len(door.sequence) for door, _ in doors if len(door.sequence) > 1]
     onetime = any(door.onetime for door, _ in doors)  # how long their sequences are is not known here
-    if (lengths or onetime) and not traps:
+    # Where nothing is guarded by our rules, the administrator's own log what they drop: that is better than traps.
+    untrapped = not traps and any(door.guard and door.opens for door, _ in doors)
+    if (lengths or onetime) and untrapped:
         many, times = ("n", "n!") if onetime else (str(min(lengths)), f"{factorial(min(lengths)):,}")
         message = f"without traps, a random scan of all ports opens {many} knocks once in {times} times"
         hint = "leave it out (1024), unless your own rules log all that they drop"
@@ -307,7 +309,7 @@ def _warn_of_scans(traps: int, firewall: Table, doors: _Doors) -> None:
         if len(ports) > 1 and len(set(ports)) == 1:
             message = f"all knocks are on port {ports[0]}: a client that just tries again opens the door"
             table.warn("sequence", message, "knock on different ports")
-        elif len(ports) > 1 and ascending and not traps:
+        elif len(ports) > 1 and ascending and untrapped:
             message = "ascending, and there are no traps: a port scan from low to high opens the door every time"
             table.warn("sequence", message, "knock in another order, or leave traps at 1024")
 

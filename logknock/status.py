@@ -167,9 +167,10 @@ def _recall(files: list[tuple[str, str]], state: Path, most: int, only: str, pro
     try:
         reader = _open(state)
     except StoreError as error:
-        remark = Remark("how far it is used is not known: the state database cannot be read", FAILURE)
+        wrong = _wrong(error)
+        remark = Remark("how far it is used is not known: the state database cannot be read", wrong.code)
         unknown = tuple(_Turn(door, path, None, None, None, (remark,)) for door, path in files)
-        return _Known((), unknown, (), (_wrong(error),))
+        return _Known((), unknown, (), (wrong,))
     if reader is None:
         return _Known((), tuple(_turn(None, door, path, progress) for door, path in files), (), ())
     remarks: list[Remark] = []

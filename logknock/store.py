@@ -100,7 +100,7 @@ _TABLES = (
 )
 
 # What SQLite calls the files that belong to a database: it reads each that is there, and believes it.
-_PARTS = ("", "-journal", "-wal", "-shm")
+PARTS = ("", "-journal", "-wal", "-shm")
 
 _AWAY = (
     f"move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away and start again; sequences that were used would then be "
@@ -498,8 +498,8 @@ def _lock(state: Path) -> int:
             # Whatever the umask: others may pass through to what is meant for them (allow/), and each secret file is
             # 0600 by itself. `rules apply`, where it comes first, makes the directory the same way.
             state.chmod(0o711)
-        _distrust(state, state.stat())
-        _distrust_file(path)
+        distrust(state, state.stat())
+        distrust_file(path)
         descriptor = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         raise _unusable(Path(error.filename or path), error) from None
@@ -514,16 +514,16 @@ def _lock(state: Path) -> int:
     return descriptor
 
 
-def _distrust_file(path: Path) -> None:
+def distrust_file(path: Path) -> None:
     """Raise StoreError if it is there and is not a file of ours, or OSError."""
     with suppress(FileNotFoundError):
         found = path.lstat()
         if not stat.S_ISREG(found.st_mode):
             raise StoreError(f"{path}: is no file", "move it away: it is not what logknock made")
-        _distrust(path, found)
+        distrust(path, found)
 
 
-def _distrust(path: Path, found: os.stat_result) -> None:
+def distrust(path: Path, found: os.stat_result) -> None:
     """Raise StoreError if others than root and ourselves can write it, or can read it though it is a file."""
     me, name = os.geteuid(), quote(str(path))
     if found.st_uid not in (0, me):
@@ -543,7 +543,7 @@ def _create(path: Path) -> None:
         raise StoreError(f"{path}: is gone, but {DATABASE}-wal, which belongs to it, is there", _AWAY)
     new = path.with_name(f"{DATABASE}.new")
     try:
-        for part in _PARTS:
+        for part in PARTS:
             new.with_name(new.name + part).unlink(missing_ok=True)
         os.close(os.open(new, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o600))
         with _told(path):
@@ -573,8 +573,8 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
     """The connection that writes, and whether the check of the file came to its end in time."""
     _look(path)
     try:
-        for part in _PARTS:
-            _distrust_file(path.with_name(path.name + part))
+        for part in PARTS:
+            distrust_file(path.with_name(path.name + part))
     except OSError as error:
         raise _unusable(path, error) from None
     if _size(path)[1] % _PAGE and not _size(_log(path))[1]:

@@ -118,6 +118,11 @@ def doors(**sequences: str) -> str:
             id="everybody is trusted",
         ),
         pytest.param(
+            "[firewall]\ntraps = 0\n" + doors(a="7 8 9|guard = false\nsets = ['inet f s']"),
+            [],
+            id="no traps, where the administrator's own rules log what they drop",
+        ),
+        pytest.param(
             "[log]\nsource = 'journal'\nfile.path = '/x'\n" + doors(a="7 9 8"),
             ["3: log.file.path: is not read: it is for source file"],
             id="a log file that no source reads",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from ..doctor import Finding, Level, examine, exit_code
+from ..doctor import Finding, Level, counted, examine, exit_code
 from ..doctor.live import LIVE, prove
 from ..errors import printable
 from . import config_option
@@ -81,7 +81,7 @@ def _summary(found: Iterable[Finding]) -> str:
     counts = {level: sum(finding.level is level for finding in every) for level in Level}
     checks = len({finding.check for finding in every})
     said = [
-        f"{counts[level]} {_plural(word, counts[level])}"
+        counted(counts[level], word)
         for level, word in ((Level.ERROR, "error"), (Level.WARNING, "warning"), (Level.NOTE, "note"))
         if counts[level]
     ]
@@ -89,11 +89,7 @@ def _summary(found: Iterable[Finding]) -> str:
         said.append(f"{counts[Level.UNSEEN]} not to be seen")
     words = ", ".join(said) or "all is well"
     colour = "red" if counts[Level.ERROR] else "yellow" if counts[Level.WARNING] or counts[Level.UNSEEN] else "green"
-    return click.style(f"{checks} checks: {words}", fg=colour, bold=True)
-
-
-def _plural(word: str, count: int) -> str:
-    return word if count == 1 else f"{word}s"
+    return click.style(f"{counted(checks, 'check')}: {words}", fg=colour, bold=True)
 
 
 def _plain(found: list[Finding]) -> dict[str, object]:

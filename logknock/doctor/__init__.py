@@ -13,10 +13,10 @@ from ..config import Config, ConfigError, load
 from ..errors import NO_PERMISSION, LogknockError
 from . import doors, firewall, kernel, logs
 from .case import Case, command
-from .finding import CONFIG, Finding, Level, exit_code, some
+from .finding import CONFIG, Finding, Level, counted, exit_code, some
 from .host import Host
 
-__all__ = ["Finding", "Level", "examine", "exit_code"]
+__all__ = ["Finding", "Level", "counted", "examine", "exit_code"]
 
 Check = Callable[[Case], Iterator[Finding]]
 
@@ -39,6 +39,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("file", logs.files),
     ("log-rule", firewall.logs),
     ("dropped-before", firewall.before),
+    ("state", doors.state),
     ("daemon", doors.daemon),
     ("onetime", doors.onetime),
     ("trusted", doors.trusted),
@@ -46,6 +47,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("knock-listening", doors.knocks),
     ("door-service", doors.services),
     ("dropped-after", firewall.after),
+    ("door-rule", firewall.door_rules),
     ("door-family", doors.families),
     ("ssh-open", doors.ssh),
 )

@@ -1,16 +1,21 @@
 """Checks of the doors: what listens where, one-time files, who is trusted, and the daemon that opens them."""
 
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from .. import status
+from ..control import NAME, ControlError, ask
 from ..errors import NO_PERMISSION
 from ..knock import Service
 from ..packet import TCP
+from ..store import DATABASE, LOCK, PARTS, StoreError, distrust, distrust_file
 from .case import Case
-from .finding import Finding, Level, some
-from .host import started
+from .finding import Finding, Level, counted, some
+from .host import is_stopped, started
 from .rules import services_of
 
 _SSH = Service(TCP, 22)
@@ -18,6 +23,12 @@ _SSH_DAEMONS = ("sshd", "dropbear")
 
 # Seconds by which a file that was written just before the daemon's start may seem to be newer.
 _SLACK = 1.0
+
+# Seconds that the daemon has to answer: it takes milliseconds, under load too.
+_PATIENCE = 2.0
+
+# Whom it is asked of: nobody has this address (RFC 5737).
+_NOBODY = "192.0.2.1"
 
 
 def trusted(case: Case) -> Iterator[Finding]:
@@ -39,7 +50,7 @@ def traps(case: Case) -> Iterator[Finding]:
     taken = [(service, case.host.listens(service)) for service in sorted(services_of(case.host.elements("traps")))]
     found = [f"{who.name or 'something'} on {service}" for service, who in taken if who]
     if found:
-        text = f"{some(found)} listens on a trap: to use it is a wrong knock"
+        text = f"{some(found)} {_listen(found)} on a trap: to use it is a wrong knock"
         yield Finding(
             "trap-listening",
             Level.WARNING,
@@ -55,10 +66,14 @@ def knocks(case: Case) -> Iterator[Finding]:
     taken = [(service, case.host.listens(service)) for service in sorted(case.knocked)]
     found = [f"{who.name or 'something'} on {service}" for service, who in taken if who]
     if found:
-        text = f"{some(found)} listens where a door is knocked on: to use it is a knock"
+        text = f"{some(found)} {_listen(found)} where a door is knocked on: to use it is a knock"
         yield Finding("knock-listening", Level.WARNING, text, "choose another port for the sequence")
     else:
         yield Finding("knock-listening", Level.OK, "nothing listens where doors are knocked on")
+
+
+def _listen(found: list[str]) -> str:
+    return "listens" if len(found) == 1 else "listen"
 
 
 def services(case: Case) -> Iterator[Finding]:
@@ -124,7 +139,7 @@ def onetime(case: Case) -> Iterator[Finding]:
         for remark in file.remarks:
             yield _told(case, "onetime", f"{file.path} (door {file.door}): {remark.text}", remark.code)
     if found.files and not any(file.remarks for file in found.files):
-        yield Finding("onetime", Level.OK, f"{len(found.files)} files can be used")
+        yield Finding("onetime", Level.OK, f"{counted(len(found.files), 'file')} can be used")
 
 
 def _told(case: Case, check: str, text: str, code: int) -> Finding:
@@ -134,14 +149,46 @@ def _told(case: Case, check: str, text: str, code: int) -> Finding:
     return Finding(check, level, words if hint else text, case.hint(hint))
 
 
+def state(case: Case) -> Iterator[Finding]:
+    """What the daemon remembers with is root's and its own alone to write: else it does not believe what is there."""
+    folder = case.config.state
+    if _is_daemons(case, folder):
+        return
+    try:
+        distrust(folder, folder.stat())
+        for name in (LOCK, *(f"{DATABASE}{part}" for part in PARTS)):
+            distrust_file(folder / name)
+    except StoreError as error:
+        why, _, remedy = error.hint.rpartition(": ")
+        text = f"{error.message}: the daemon remembers nothing, and one-time doors stay shut"
+        restart = "systemctl restart logknock" if case.is_unit else "then restart the daemon"
+        yield Finding("state", Level.ERROR, text, f"{remedy}  # {why and f'{why}; '}{restart}")
+    except OSError:  # it is not there yet; or it may not be seen, which is told with what is in it
+        return
+
+
+def _is_daemons(case: Case, folder: Path) -> bool:
+    """Whether the directory is that of the user whom the daemon runs as, who is not the one that asks."""
+    with suppress(OSError):
+        owner = folder.stat().st_uid
+        return owner not in (0, os.geteuid()) and owner == Path(f"/proc/{case.daemon.pid}").stat().st_uid
+    return False
+
+
 def daemon(case: Case) -> Iterator[Finding]:
-    """Whether the daemon runs, here, and with the configuration as it is."""
+    """Whether the daemon runs, here, answers, and has the configuration as it is."""
     running = case.daemon
     if running.runs is None:
         text = f"whether logknock runs cannot be seen: {case.config.state} cannot be looked into"
         yield Finding("daemon", Level.UNSEEN, text, f"sudo {case.command('doctor')}")
         return
     if not running.runs or running.pid is None:
+        with suppress(ControlError):
+            _standing(case)
+            text = "the daemon runs without its state directory: nothing is remembered, and one-time doors stay shut"
+            remedy = "systemctl restart logknock" if case.is_unit else "restart it; its log says why"
+            yield Finding("daemon", Level.ERROR, text, remedy)
+            return
         text = "logknock does not run: knocks open nothing"
         yield Finding("daemon", Level.ERROR, text, "systemctl start logknock" if case.is_unit else case.command("run"))
         return
@@ -149,15 +196,53 @@ def daemon(case: Case) -> Iterator[Finding]:
         text = f"the daemon (process {running.pid}) is in another network namespace: it reads and opens nothing here"
         yield Finding("daemon", Level.ERROR, text, f"nsenter --net=/proc/{running.pid}/ns/net {case.command('doctor')}")
         return
-    yield Finding("daemon", Level.OK, f"process {running.pid}")
+    yield from _answering(case, running.pid)
     yield from _age(case, running.pid)
 
 
+def _standing(case: Case) -> dict[str, Any]:
+    """What the daemon says of how things stand. Raises ControlError."""
+    first: dict[str, Any] = next(ask(case.config.runtime, "explain", patience=_PATIENCE, address=_NOBODY), {})
+    return dict(first.get("standing", {}))
+
+
+def _answering(case: Case, pid: int) -> Iterator[Finding]:
+    """Whether it does anything: what is stopped or hangs holds its lock and its group all the same."""
+    try:
+        standing = _standing(case)
+    except ControlError as error:
+        yield _silent(case, pid, error)
+        return
+    yield Finding("daemon", Level.OK, f"process {pid}, which answers")
+    for source in standing.get("sources", ()):
+        if lost := source.get("lost", 0):
+            text = f"{source.get('name')}: {counted(lost, 'record')} lost since the daemon's start"
+            yield Finding("records-lost", Level.WARNING, f"{text}: a knock may be among them", _KEEP)
+
+
+# Where records get lost, it is because there are more than somebody reads in time.
+_KEEP = "look whether it grows; fewer records: a lower [firewall] rate, or a prefix or group for what matters alone"
+
+
+def _silent(case: Case, pid: int, error: ControlError) -> Finding:
+    if error.exit_code == NO_PERMISSION:
+        return Finding("daemon", Level.UNSEEN, f"whether process {pid} answers: {error.message}", case.hint(error.hint))
+    if is_stopped(pid):
+        text = f"the daemon (process {pid}) is stopped, by a signal or a debugger: knocks open nothing"
+        return Finding("daemon", Level.ERROR, text, f"kill -CONT {pid}")
+    if not (case.config.runtime / NAME).is_socket():
+        text = f"the daemon (process {pid}) cannot be asked whether it works: {error.message}"
+        return Finding("daemon", Level.WARNING, text, "its log says why; is [paths] runtime the same for both?")
+    text = f"the daemon (process {pid}) hangs: {error.message}"
+    restart = "systemctl restart logknock" if case.is_unit else f"kill -KILL {pid}; {case.command('run')}"
+    return Finding("daemon", Level.ERROR, text, restart)
+
+
 def _age(case: Case, pid: int) -> Iterator[Finding]:
-    begun, newest = started(pid), newest_file(case.config.file)
-    if begun is not None and newest is not None and newest[1] > begun + _SLACK:
+    begun, newest = _loaded(case, pid), newest_file(case.config.file)
+    if begun is not None and newest is not None and newest[1] > begun:
         when = datetime.fromtimestamp(newest[1]).strftime("%Y-%m-%d %H:%M:%S")
-        text = f"{newest[0]} was changed at {when}, after the daemon's start: it counts only after a reload"
+        text = f"{newest[0]} was changed at {when}, after the daemon read it: it counts only after a reload"
         yield Finding(
             "daemon-config",
             Level.NOTE,
@@ -165,7 +250,17 @@ def _age(case: Case, pid: int) -> Iterator[Finding]:
             f"{case.command('check')} && {case.reload(pid)}",
         )
     elif begun is not None:
-        yield Finding("daemon-config", Level.OK, "the daemon was started with the configuration as it is")
+        yield Finding("daemon-config", Level.OK, "the daemon has the configuration as it is")
+
+
+def _loaded(case: Case, pid: int) -> float | None:
+    """When the daemon read its configuration last: the time of its lock says so, or, of an older one, its start."""
+    begun = started(pid)
+    with suppress(OSError):
+        told = (case.config.state / LOCK).stat().st_mtime
+        if begun is None or told > begun - _SLACK:
+            return told
+    return None if begun is None else begun + _SLACK
 
 
 def newest_file(path: Path) -> tuple[Path, float] | None:

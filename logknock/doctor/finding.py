@@ -46,6 +46,11 @@ def exit_code(findings: Iterable[Finding]) -> int:
     return NO_PERMISSION if any(finding.level is Level.UNSEEN for finding in told) else 0
 
 
+def counted(count: int, word: str) -> str:
+    """So many of something: 1 check, 2 checks, 1,024 ports."""
+    return f"{count:,} {word}{'' if count == 1 else 's'}"
+
+
 def some(things: Iterable[object]) -> str:
     """The first few of many, and how many there are besides."""
     every = sorted(map(str, things)) if isinstance(things, (set, frozenset)) else list(map(str, things))

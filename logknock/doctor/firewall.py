@@ -6,14 +6,16 @@ not; a finding says what surely happens, or that nothing that could help is ther
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
+from shlex import quote
 
 from ..config_values import Network
 from ..errors import FirewallError
 from ..firewall.sets import GUARDED, WATCHED
-from ..knock import Service, SetName
+from ..knock import Door, Service, SetName
+from ..packet import TCP, UDP
 from .case import Case
-from .finding import Finding, Level, some
-from .rules import HOOKS, LEGACY, Chain, Listing, Log, bare, networks_of, services_of
+from .finding import Finding, Level, counted, some
+from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, bare, networks_of, services_of
 
 # What rules/logknock.nft makes, and what has to be in it.
 _CHAINS = ("guard", "guarded", "record", "tell", "trusted")
@@ -24,7 +26,12 @@ _PLACE = (HOOKS.index("prerouting"), -150)
 _FILLING = ("granted4", "granted6", "banned4", "banned6", "noisy4", "noisy6", "rate4", "rate6")
 _NEARLY_FULL = 0.9
 
-_SHOWN = 8  # ports in a command that is to be copied
+_MOST_PORTS = 64  # in a command that is to be copied; where there are more, it does without
+
+_FAMILIES = {4: "ip", 6: "ip6"}  # whose chains see one version of IP alone
+
+# Before what comes at the usual priority, iptables' own chains too: those may drop what is to be seen.
+_EARLY = -10
 
 
 def table(case: Case) -> Iterator[Finding]:
@@ -95,20 +102,20 @@ def _compare(case: Case, check: str, name: SetName, wanted: frozenset[Service]) 
         text = f"set {name.name} still holds {some(older)}: {what}; the configuration is newer than the rules"
         yield Finding(check, Level.WARNING, text, apply)
     else:
-        yield Finding(check, Level.OK, f"{len(wanted)} services")
+        yield Finding(check, Level.OK, counted(len(wanted), "service"))
 
 
 def _traps(case: Case) -> Iterator[Finding]:
     wanted = case.config.firewall.traps
     there = len(case.host.elements("traps"))
     if there < wanted:
-        text = f"set traps holds {there:,} ports, and {wanted:,} are configured: a port scan has it easier (T1)"
+        text = f"set traps holds {counted(there, 'port')} of {wanted:,} configured: a port scan has it easier (T1)"
         yield Finding("set-traps", Level.WARNING, text, case.command("rules apply"))
     elif there and not wanted:
-        text = f"set traps holds {there:,} ports, and none is configured"
+        text = f"set traps holds {counted(there, 'port')}, and none is configured"
         yield Finding("set-traps", Level.WARNING, text, case.command("rules apply"))
     else:
-        yield Finding("set-traps", Level.OK, f"{there:,} ports")
+        yield Finding("set-traps", Level.OK, counted(there, "port"))
 
 
 def _trusted(case: Case) -> Iterator[Finding]:
@@ -124,7 +131,7 @@ def _trusted(case: Case) -> Iterator[Finding]:
         text = f"the rules still trust {some(older)}, and the configuration does not"
         yield Finding("set-trusted", Level.ERROR, text, apply)
     else:
-        yield Finding("set-trusted", Level.OK, f"{len(wanted)} networks")
+        yield Finding("set-trusted", Level.OK, counted(len(wanted), "network"))
 
 
 def _covered(net: Network, by: Iterable[Network]) -> bool:
@@ -137,11 +144,11 @@ def full(case: Case) -> Iterator[Finding]:
     crowded = False
     for name in _FILLING:
         size = sizes.get(name, 0)
-        count = len(case.host.elements(name)) if size else 0
-        if size and count >= size * _NEARLY_FULL:
+        held = len(case.host.elements(name)) if size else 0
+        if size and held >= size * _NEARLY_FULL:
             crowded = True
-            level = Level.ERROR if name.startswith("granted") and count >= size else Level.WARNING
-            text = f"set {name} holds {count:,} of {size:,} elements: {_what_then(name)}"
+            level = Level.ERROR if name.startswith("granted") and held >= size else Level.WARNING
+            text = f"set {name} holds {held:,} of {counted(size, 'element')}: {_what_then(name)}"
             yield Finding(
                 "set-full",
                 level,
@@ -183,10 +190,18 @@ def door_sets(case: Case) -> Iterator[Finding]:
 def _remedy(case: Case, name: SetName, failure: FirewallError) -> str:
     if any(found.full_name == name for found in case.host.listing.sets):
         return case.hint(failure.hint)
-    address = "ipv6_addr" if name.family == "ip6" or name.name.endswith("6") else "ipv4_addr"
+    (address,) = _types(case, name)
     make = f"nft 'add set {name} {{ type {address}; flags timeout; }}'"
     there = (name.family, name.table) in case.host.listing.tables
     return make if there else f"nft add table {name.family} {name.table}; {make}"
+
+
+def _types(case: Case, name: SetName) -> tuple[str, ...]:
+    """What a set holds; of one that is not there, what its name says."""
+    for found in case.host.listing.sets:
+        if found.full_name == name:
+            return found.types
+    return ("ipv6_addr" if name.family == "ip6" or name.name.endswith("6") else "ipv4_addr",)
 
 
 # ---- what logs
@@ -215,13 +230,13 @@ def _logs(case: Case, wanted: str, fits: Callable[[Log], bool], statement: str) 
     fitting = [log for log in listing.logs if fits(log)]
     if not fitting:
         text = f"no rule logs to {wanted}: no knock is ever seen; {_others(listing.logs)}"
-        yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, statement))
+        yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, sorted(case.knocked), statement))
         return
     where = ", ".join(dict.fromkeys(log.where for log in fitting))
     missed = [service for service in case.tried if not any(map(fits, _logged(listing, service)))]
     if missed:
         text = f"packets to {some(missed)} do not reach the rule that logs to {wanted} (in {where})"
-        yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, statement))
+        yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, missed, statement))
     else:
         yield Finding("log-rule", Level.OK, f"a rule logs to {wanted} (in {where})")
     if all(log.limit for log in fitting):
@@ -251,13 +266,31 @@ def _quoted(text: str) -> str:
     return f'"{text}"'
 
 
-def _log_remedy(case: Case, statement: str) -> str:
+def _log_remedy(case: Case, services: list[Service], statement: str) -> str:
     if case.guards:
         return case.command("rules apply")
-    knocked = sorted(case.knocked)
-    ports = ", ".join(f"{service.port}" for service in knocked[:_SHOWN])
-    rule = f"nft insert rule inet filter input meta l4proto '{{ tcp, udp }}' th dport '{{ {ports} }}' {statement}"
-    return f"{rule}  # or write into [log] what your rules do"
+    chain, make = _entrance(case, "inet")
+    ports = ", ".join(dict.fromkeys(str(service.port) for service in services))
+    which = f"th dport {{ {ports} }}" if len(services) <= _MOST_PORTS else "ct state new"
+    rule = f"nft {quote(f'insert rule {chain} meta l4proto {{ tcp, udp }} {which} {statement}')}"
+    return f"{'; '.join([*make, rule])}  # or write into [log] what your rules do"
+
+
+def _entrance(case: Case, family: str, table: str = "") -> tuple[str, list[str]]:
+    """The first chain at input of a family, and of a table where one is named; and what makes it where there is none.
+
+    None at prerouting, where what is routed on to others looks as if it were for this host (T25).
+    """
+    for base in case.host.listing.bases:
+        fits = base.hook == "input" and not base.program and base.family == family and table in ("", base.table)
+        if fits and (base.family, base.table) != _OURS:
+            return str(base), []
+    table = table or "filter"
+    taken = {chain.name for chain in case.host.listing.chains if (chain.family, chain.table) == (family, table)}
+    name = next(name for name in ("input", *map("input{}".format, range(len(taken)))) if name not in taken)
+    chain = f"{family} {table} {name}"
+    made = quote(f"add chain {chain} {{ type filter hook input priority {_EARLY}; }}")
+    return chain, [f"nft add table {family} {table}", f"nft {made}"]
 
 
 # ---- what else drops
@@ -289,19 +322,69 @@ def before(case: Case) -> Iterator[Finding]:
 
 def after(case: Case) -> Iterator[Finding]:
     """Chains that surely drop what a door opens, whoever is let in by us: one more accept is needed there."""
-    listing = case.host.listing
+    listing, guarded = case.host.listing, case.config.guarded
+    opened = {service for door in case.config.doors for service in door.opens}
     clean = True
-    for base in listing.bases:
-        if (base.family, base.table) == _OURS:
-            continue
-        opened = sorted({service for door in case.config.doors for service in door.opens})
-        dropped = [service for service in opened if listing.fate(base, service).verdicts == {"drop"}]
-        if dropped:
-            clean = False
-            text = f"{_placed(base)} drops {some(dropped)}: whom logknock lets in is stopped there"
-            yield Finding("dropped-after", Level.ERROR, text, _open_up(base, dropped))
+    for base in _others_chains(listing):
+        dropped = {service for service in opened if listing.fate(base, service).verdicts == {"drop"}}
+        for services, remedy in ((dropped & guarded, _open_guarded), (dropped - guarded, _let_in)):
+            if services:
+                clean = False
+                text = f"{_placed(base)} drops {some(services)}: whom logknock lets in is stopped there"
+                yield Finding("dropped-after", Level.ERROR, text, remedy(case, base, sorted(services)))
     if clean:
         yield Finding("dropped-after", Level.OK, "no other chain surely drops what the doors open")
+
+
+def _others_chains(listing: Listing) -> list[Chain]:
+    return [base for base in listing.bases if (base.family, base.table) != _OURS]
+
+
+def _open_guarded(case: Case, base: Chain, services: list[Service]) -> str:
+    """Everybody may pass there, since our own rules guard it; they have to, before that."""
+    command = _open_up(base, services)
+    sound = _is_sound(case) and not case.sets.lacks(GUARDED, services)
+    return command if sound else f"{case.command('rules apply')} && {{ {command}; }}"
+
+
+def _let_in(case: Case, base: Chain, services: list[Service]) -> str:
+    """Those may pass whom the doors' own sets hold, and nobody else: nothing of ours guards what they open."""
+    rules = [
+        f"insert rule {base} {condition} accept"
+        for door in case.config.doors
+        for name in door.sets
+        if not door.guard and (name.family, name.table) == (base.family, base.table)
+        for condition in _held(case, name, [service for service in door.opens if service in services])
+    ]
+    if rules and not base.program:
+        return "; ".join(f"nft {rule}" for rule in dict.fromkeys(rules))
+    if base.program:
+        return (
+            f"accept {some(services)} in chain {base.name} for those alone who may come in: a rule of {base.program}"
+            " cannot look into sets of nftables, but on_open and on_close of the door can add and delete rules there"
+        )
+    return (
+        f"name a set of table {base.family} {base.table} in the door's sets, too, and have that chain accept"
+        f" {some(services)} for those whom it holds: a rule looks into sets of its own table alone"
+    )
+
+
+def _held(case: Case, name: SetName, services: list[Service]) -> Iterator[str]:
+    """The conditions of rules, in nft's words, that hold for packets to these services from those in the set."""
+    types = _types(case, name)
+    saddr = "ip6 saddr" if types[0] == "ipv6_addr" else "ip saddr"
+    if len(types) > 1 and services:
+        yield f"{saddr} . meta l4proto . th dport @{name.name}"
+    elif services:
+        yield from (f"{saddr} @{name.name} {ports}" for ports in _ports(services))
+
+
+def _ports(services: Iterable[Service]) -> Iterator[str]:
+    """These services in nft's words, a condition for each protocol, as a shell takes it."""
+    for proto, name in ((TCP, "tcp"), (UDP, "udp")):
+        ports = [str(service.port) for service in services if service.proto == proto]
+        if ports:
+            yield f"{name} dport {ports[0]}" if len(ports) == 1 else f"{name} dport '{{ {', '.join(ports)} }}'"
 
 
 def _placed(base: Chain) -> str:
@@ -309,16 +392,86 @@ def _placed(base: Chain) -> str:
 
 
 def _open_up(base: Chain, services: list[Service]) -> str:
-    """The command that lets these services through a chain; what is guarded stays guarded by us."""
-    commands = []
-    for proto, name in ((6, "tcp"), (17, "udp")):
-        ports = [str(service.port) for service in services if service.proto == proto]
-        if ports and base.name.isupper():  # iptables'
-            program = ("ip6tables" if "6" in base.family else "iptables") + (LEGACY if LEGACY in base.family else "")
-            commands += [
-                f"{program} -t {base.table} -I {base.name} -p {name} --dport {port} -j ACCEPT" for port in ports
-            ]
-        elif ports:
-            which = ports[0] if len(ports) == 1 else f"'{{ {', '.join(ports)} }}'"
-            commands.append(f"nft insert rule {base} {name} dport {which} accept")
-    return "; ".join(commands)
+    """The command that lets everybody through a chain to these services, which something else has to guard."""
+    if not base.program:
+        return "; ".join(f"nft insert rule {base} {ports} accept" for ports in _ports(services))
+    rule = f"{base.program} -t {base.table} -I {base.name}"
+    return "; ".join(
+        f"{rule} -p {'tcp' if service.proto == TCP else 'udp'} --dport {service.port} -j ACCEPT" for service in services
+    )
+
+
+# ---- what the doors' own sets are for
+
+
+def door_rules(case: Case) -> Iterator[Finding]:
+    """The doors that leave the guard to other rules: these close what the door opens, and look into its sets."""
+    told = False
+    for door in case.config.doors:
+        found = next(_open_to_all(case, door), None) or next(_unused(case, door), None)
+        if found:
+            told = True
+            yield found
+    if not told and any(door.sets for door in case.config.doors):
+        yield Finding("door-rule", Level.OK, "rules look into the doors' own sets")
+
+
+def _open_to_all(case: Case, door: Door) -> Iterator[Finding]:
+    """Services that everybody reaches for certain, without a knock."""
+    if door.guard or "in" not in case.config.wanted.directions:
+        return
+    services = [service for service in door.opens if service not in case.config.guarded]
+    for families, over in (((4, 6), ""), ((4,), " over IPv4"), ((6,), " over IPv6")):
+        bare = [service for service in services if all(_accepts_all(case, service, family) for family in families)]
+        if bare:
+            text = f"door {door.name}: everybody reaches {some(bare)}{over} without a knock: no rule closes it"
+            yield Finding("door-rule", Level.ERROR, text, _close(case, door, bare, families))
+            return
+
+
+def _accepts_all(case: Case, service: Service, version: int) -> bool:
+    """Whether each chain that a packet of this version of IP passes surely accepts it, and it is for this host."""
+    listing = case.host.listing
+    if (version == 6 and not case.host.has_ipv6) or (listing.translates and not case.host.listens(service)):
+        return False
+    passed = (
+        base
+        for base in _others_chains(listing)
+        if base.family.removesuffix(LEGACY) not in {"ip", "ip6"} - {_FAMILIES[version]}
+    )
+    return all(listing.fate(base, service).verdicts == {"accept"} for base in passed)
+
+
+def _close(case: Case, door: Door, services: list[Service], versions: Iterable[int]) -> str:
+    """The command that closes them but for those whom the door's sets hold; sessions that are there go on."""
+    commands: dict[str, None] = {}
+    for version in versions:
+        tables = [(name.family, name.table) for name in door.sets if name.family in ("inet", _FAMILIES[version])]
+        family, table = tables[0] if tables else ("inet", "")
+        chain, make = _entrance(case, family, table)
+        only = "" if tables else f"meta nfproto ipv{version} "
+        rules = [f"{only}{ports} ct state new drop" for ports in _ports(services)]
+        held = [name for name in door.sets if (name.family, name.table) == (family, table)]
+        rules += [f"{condition} accept" for name in held for condition in _held(case, name, services)]
+        commands |= dict.fromkeys([*make, *(f"nft insert rule {chain} {rule}" for rule in rules)])
+    return f"{'; '.join(commands)}  # from then on a knock is needed"
+
+
+def _unused(case: Case, door: Door) -> Iterator[Finding]:
+    """Sets that no rule looks into, or none that concerns what the door opens."""
+    listing = case.host.listing
+    listed = {found.full_name for found in listing.sets}
+    for name in door.sets:
+        rules = listing.users(name)
+        fitting = [service for service in door.opens if any(rule.match(service) is not Match.NO for rule in rules)]
+        if name not in listed or fitting or (rules and (not door.opens or listing.translates)):
+            continue
+        bases = [base for base in listing.bases if (base.family, base.table) == (name.family, name.table)]
+        if any(listing.fate(base, service).verdicts == {"drop"} for base in bases for service in door.opens):
+            continue  # told of by `after`, with the same remedy
+        what = f" for {some(door.opens)}" if rules else ""
+        text = f"no rule looks into set {name}{what}: door {door.name} lets nobody in by it"
+        chain, make = _entrance(case, name.family, name.table)
+        conditions = [f"nft insert rule {chain} {held} accept" for held in _held(case, name, list(door.opens))]
+        remedy = "; ".join([*make, *conditions]) if conditions else f"have a rule of yours accept for @{name.name}"
+        yield Finding("door-rule", Level.WARNING, text, remedy)

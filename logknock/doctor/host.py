@@ -21,7 +21,7 @@ from ..errors import NO_PERMISSION, LogknockError
 from ..firewall import ruleset
 from ..knock import Service
 from ..packet import TCP, UDP
-from .rules import LEGACY, Listing, from_nft, from_save
+from .rules import LEGACY, Listing, elements_of, from_nft, from_save
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 
@@ -189,7 +189,7 @@ class Host:
         if not any(found.full_name == ("inet", "logknock", name) for found in self.listing.sets):
             return []
         items = ruleset.listed(f"list set inet logknock {name}")
-        return [element for item in items for element in item.get("set", {}).get("elem", [])]
+        return elements_of(items)
 
     # ---- who has what
 
@@ -373,8 +373,20 @@ def parse_settings(texts: Iterable[str]) -> dict[str, str]:
 
 
 def started(pid: int) -> float | None:
-    """When a process was started, in seconds since the epoch; None where it is gone (proc(5))."""
+    """When a process was started, in seconds since the epoch; None where it is gone."""
     with suppress(OSError, ValueError, IndexError):
-        ticks = int(Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()[19])
+        ticks = int(_stat(pid)[19])
         return time.time() - time.clock_gettime(time.CLOCK_BOOTTIME) + ticks / os.sysconf("SC_CLK_TCK")
     return None
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a signal or a debugger keeps a process from doing anything."""
+    with suppress(OSError, IndexError):
+        return _stat(pid)[0] in ("T", "t")
+    return False
+
+
+def _stat(pid: int) -> list[str]:
+    """/proc/PID/stat from the state on (proc(5)): behind the name, which may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text("utf-8", "replace").rpartition(")")[2].split()

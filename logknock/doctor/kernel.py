@@ -5,7 +5,7 @@ from collections.abc import Iterator
 
 from ..config import Config
 from .case import Case
-from .finding import Finding, Level, some
+from .finding import Finding, Level, counted, some
 
 _FAMILIES = {2: "IPv4", 10: "IPv6"}
 
@@ -110,7 +110,7 @@ def reverse_path(case: Case) -> Iterator[Finding]:
     doubtful = [name.name for name in interfaces if name.name in strict and routed and not name.default_route]
     dropped = case.host.filtered
     if strict and dropped:
-        text = f"rp_filter is strict on {some(strict)} and has dropped {dropped:,} packets that came another way"
+        text = f"rp_filter is strict on {some(strict)}: {counted(dropped, 'packet')} that came another way dropped"
         yield Finding(check, Level.WARNING, text, _loosen(strict))
     elif doubtful:
         text = f"rp_filter is strict on {some(doubtful)}, which no default route uses: strangers' packets are dropped"

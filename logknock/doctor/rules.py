@@ -2,7 +2,7 @@
 
 Rule 1: pure; a listing comes in, and how it was had is known elsewhere. Rule 2: no packet is ever judged for certain on
 a condition that cannot be decided here (a set, a mark, an address): such a rule may match or not, and both are
-followed. Rule 3: what is not known in a listing is such a condition, and no error.
+followed. Rule 3: what is not known in a listing, or not of the shape that is known, is such a condition, and no error.
 """
 
 import re
@@ -69,6 +69,7 @@ class Rule(NamedTuple):
     verdict: accept, drop, jump, goto, return, or "" for one that goes on; target: the chain of a jump or goto.
     protocols, ports: None for any; ports are (first, last). never: it is not about new connections from outside.
     unknown: it asks for more than can be told here. translates: it changes the destination.
+    sets: the named sets of its table that it looks into.
     """
 
     verdict: str = ""
@@ -79,6 +80,7 @@ class Rule(NamedTuple):
     unknown: bool = False
     log: Log | None = None
     translates: bool = False
+    sets: frozenset[str] = frozenset()
 
     def match(self, service: Service) -> Match:
         """Whether it matches the first packet of somebody else to this service."""
@@ -90,7 +92,10 @@ class Rule(NamedTuple):
 
 
 class Chain(NamedTuple):
-    """A chain; hook is "" for one that others jump to. A lower priority comes first."""
+    """A chain; hook is "" for one that others jump to. A lower priority comes first.
+
+    program: what changes it, "iptables" or one of its kind; "" for nft.
+    """
 
     family: str
     table: str
@@ -99,6 +104,7 @@ class Chain(NamedTuple):
     priority: int
     policy: str
     rules: tuple[Rule, ...]
+    program: str = ""
 
     def __str__(self) -> str:
         return f"{self.family} {self.table} {self.name}"
@@ -142,6 +148,11 @@ class Listing(NamedTuple):
         """Whether some rule sends packets elsewhere than they were sent to."""
         return any(rule.translates for chain in self.chains for rule in chain.rules)
 
+    def users(self, name: SetName) -> tuple[Rule, ...]:
+        """The rules that look into a set; only those of its own table can."""
+        chains = (chain for chain in self.chains if (chain.family, chain.table) == (name.family, name.table))
+        return tuple(rule for chain in chains for rule in chain.rules if name.name in rule.sets)
+
     def fate(self, base: Chain, service: Service) -> "Fate":
         """What may happen to a new connection to the service in this chain and those that it jumps to."""
         walk = _Walk({chain.name: chain for chain in self.chains if chain[:2] == base[:2]}, service)
@@ -163,11 +174,18 @@ class _Walk:
     def __init__(self, chains: dict[str, Chain], service: Service) -> None:
         self._chains = chains
         self._service = service
+        self._ended: dict[str, bool] = {}  # what through() has found; until then, for a chain that jumps to itself
         self.verdicts: set[str] = set()
         self.logs: list[Log] = []
 
     def through(self, chain: Chain, depth: int) -> bool:
-        """Whether the packet has surely met its verdict when the chain is over."""
+        """Whether the packet has surely met its verdict when the chain is over; each chain is gone through once."""
+        if chain.name not in self._ended:
+            self._ended[chain.name] = False
+            self._ended[chain.name] = self._follow(chain, depth)
+        return self._ended[chain.name]
+
+    def _follow(self, chain: Chain, depth: int) -> bool:
         certain = True  # that it has not left the chain already
         for rule in chain.rules if depth < _MAX_DEPTH else ():
             match = rule.match(self._service)
@@ -177,6 +195,8 @@ class _Walk:
                 self.logs.append(rule.log)
             if rule.verdict in ("jump", "goto"):
                 target = self._chains.get(rule.target)
+                if target is None:  # it is not listed, or no chain, but something that is not known here
+                    self.verdicts |= _ANY
                 ended = target is not None and self.through(target, depth + 1)
             elif rule.verdict in ("", "return"):
                 ended = False
@@ -195,103 +215,159 @@ class _Walk:
 # ---- nftables, as libnftables lists it (libnftables-json(5))
 
 
-def from_nft(items: Iterable[dict[str, Any]], without: frozenset[tuple[str, str]] = frozenset()) -> Listing:
+def from_nft(items: Iterable[Any], without: frozenset[tuple[str, str]] = frozenset()) -> Listing:
     """What `nft -j list ruleset` shows, but for the chains of the tables (family, table) that are listed otherwise."""
     chains: dict[tuple[str, str, str], Chain] = {}
     rules: dict[tuple[str, str, str], list[Rule]] = defaultdict(list)
     sets: list[Set] = []
     tables: set[tuple[str, str]] = set()
     version = ""
-    for item in items:
-        for kind, shown in item.items():
-            if kind == "metainfo":
-                version = str(shown.get("version", ""))
-            elif kind == "table":
-                tables.add((shown["family"], shown["name"]))
-            elif kind == "set":
-                sets.append(_set(shown))
-            elif kind == "chain" and (shown["family"], shown["table"]) not in without:
-                key = shown["family"], shown["table"], shown["name"]
-                policy = str(shown.get("policy", "accept"))
-                chains[key] = Chain(*key, str(shown.get("hook", "")), int(shown.get("prio", 0)), policy, ())
-            elif kind == "rule":
-                key = shown["family"], shown["table"], shown["chain"]
+    for kind, shown in _parts(list(items)):
+        match kind, shown:
+            case "metainfo", {"version": str(version)}:
+                pass
+            case "table", {"family": str(family), "name": str(name)}:
+                tables.add((family, name))
+            case "set", {"family": str(family), "table": str(table), "name": str(name)}:
+                sets.append(_set(SetName(family, table, name), shown))
+            case "chain", {"family": str(family), "table": str(table), "name": str(name)}:
+                if (family, table) not in without:
+                    chains[family, table, name] = _chain((family, table, name), shown)
+            case "rule", {"family": str(family), "table": str(table), "chain": str(name)}:
+                key = family, table, name
                 if key in chains:
-                    rules[key] += _nft_rules(shown.get("expr", []), str(chains[key]))
+                    rules[key] += _nft_rules(shown.get("expr"), str(chains[key]))
     complete = (chain._replace(rules=tuple(rules[key])) for key, chain in chains.items())
     return Listing(tuple(complete), tuple(sets), frozenset(tables), version)
 
 
-def _set(shown: dict[str, Any]) -> Set:
-    kind = shown["type"]
-    types = tuple(map(str, kind)) if isinstance(kind, list) else (str(kind),)
-    flags = shown.get("flags", ())
-    named = frozenset(flags if isinstance(flags, (list, tuple)) else (flags,))
-    name = SetName(shown["family"], shown["table"], shown["name"])
-    return Set(name, types, named, int(shown.get("size", 0)))
+def _parts(shown: Any) -> Iterator[tuple[str, Any]]:
+    """A list of objects as pairs of key and value; "" for what is no object."""
+    for one in shown if isinstance(shown, list) else [shown]:
+        yield from one.items() if isinstance(one, dict) else [("", one)]
 
 
-_VERDICTS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "queue": "accept"}
-_NEUTRAL = {"counter", "comment", "log", "mangle", "set", "ct helper", "notrack", "xt target"}
+def _chain(key: tuple[str, str, str], shown: dict[str, Any]) -> Chain:
+    hook, priority, policy = shown.get("hook"), shown.get("prio"), shown.get("policy")
+    return Chain(
+        *key,
+        hook if isinstance(hook, str) else "",
+        priority if isinstance(priority, int) else 0,
+        "drop" if policy == "drop" else "accept",
+        (),
+    )
 
 
-def _nft_rules(expressions: list[dict[str, Any]], where: str) -> Iterator[Rule]:
-    """A rule, or for a verdict map a rule for each of its entries."""
+def _set(name: SetName, shown: dict[str, Any]) -> Set:
+    kind, flags, size = shown.get("type"), shown.get("flags", ()), shown.get("size")
+    types = tuple(map(str, kind)) if isinstance(kind, list) and kind else (str(kind),)
+    named = frozenset(map(str, flags) if isinstance(flags, (list, tuple)) else (str(flags),))
+    return Set(name, types, named, size if isinstance(size, int) else 0)
+
+
+_ANY = frozenset({"accept", "drop"})
+_VERDICTS = {"accept": "accept", "drop": "drop", "reject": "drop", "return": "return", "continue": ""}
+_NEUTRAL = {"counter", "comment", "mangle", "set", "map", "notrack", "last", "dup", "secmark"}
+_NEUTRAL |= {"ct helper", "ct timeout", "ct expectation"}
+_CONDITIONS = {"quota", "ct count", "meter", "flow"}  # it goes on with the rule, or not
+
+
+def _nft_rules(expressions: Any, where: str) -> Iterator[Rule]:
+    """A rule; more than one where it may have several verdicts."""
     rule, limit = Rule(), ""
-    for expression in expressions:
-        for kind, shown in expression.items():
-            if kind == "match":
+    for kind, shown in _parts(expressions):
+        match kind, shown:
+            case "match", dict():
                 rule = _nft_match(rule, shown)
-            elif kind == "limit":
+            case "limit", _:
                 rule, limit = rule._replace(unknown=True), _limit(shown)
-            elif kind == "log":
-                shown = shown or {}
-                rule = rule._replace(log=Log(where, shown.get("group"), str(shown.get("prefix", "")), limit))
-            elif kind in ("jump", "goto"):
-                rule = rule._replace(verdict=kind, target=str(shown["target"]))
-            elif kind in _VERDICTS:
-                rule = rule._replace(verdict=_VERDICTS[kind])
-            elif kind in ("dnat", "redirect"):
+            case "log", dict() | None:
+                rule = rule._replace(log=_log(where, shown or {}, limit))
+            case "jump" | "goto", {"target": str(target)}:
+                rule = rule._replace(verdict=kind, target=target)
+            case "dnat" | "redirect", _:
                 rule = rule._replace(verdict="accept", translates=True)
-            elif kind == "vmap":
+            case "queue", _:  # what reads the queue says which
+                yield rule._replace(verdict="drop", unknown=True)
+                rule = rule._replace(verdict="accept")
+            case "vmap", _:
                 yield from _nft_map(rule, shown)
                 return
-            elif kind not in _NEUTRAL:
+            case _ if kind in _VERDICTS:
+                rule = rule._replace(verdict=_VERDICTS[kind])
+            case _ if kind in _CONDITIONS:
                 rule = rule._replace(unknown=True)
-                if kind == "xt":  # iptables' own: it may be any verdict too
-                    yield rule._replace(verdict="accept")
+            case _ if kind not in _NEUTRAL:  # "xt" too, which is iptables' own
+                rule = rule._replace(unknown=True)
+                yield from _either(rule)
     yield rule
 
 
-def _limit(shown: dict[str, Any]) -> str:
+def _either(rule: Rule) -> Iterator[Rule]:
+    """Whatever it does: it may let a packet pass, drop it, or do neither."""
+    for verdict in sorted(_ANY):
+        yield rule._replace(verdict=verdict, unknown=True)
+
+
+def _limit(shown: Any) -> str:
+    if not isinstance(shown, dict):
+        return f"limit {shown}"  # the name of one
     unit = shown.get("rate_unit", "")  # of bytes, where there is one
     return f"{shown.get('rate')}{unit and ' '}{unit}/{shown.get('per', 'second')}"
 
 
+def _log(where: str, shown: dict[str, Any], limit: str) -> Log:
+    group, prefix = shown.get("group"), shown.get("prefix", "")
+    return Log(where, group if isinstance(group, int) else None, str(prefix), limit)
+
+
 def _nft_match(rule: Rule, match: dict[str, Any]) -> Rule:
-    left, right, plain = match.get("left"), match.get("right"), match.get("op") in ("==", "in")
-    what = _left(left)
-    values = _values(right)
-    if not plain or values is None:
-        return rule._replace(unknown=True)
-    if what == "dport":
-        return _with_dport(rule, left, values)
-    if what == "l4proto":
-        protocols = [PROTOCOLS.get(str(value), value) for value in values]
-        return rule._replace(protocols=frozenset(number for number in protocols if isinstance(number, int)))
-    if what == "state":
-        return rule if "new" in values else rule._replace(never=True)
-    if what == "input":
-        return rule._replace(never=True) if values == ["lo"] else rule._replace(unknown=True)
-    return rule._replace(unknown=True)
+    left, plain = match.get("left"), match.get("op") in ("==", "in")
+    what, values = _left(left), _values(match.get("right"))
+    named = {value[1:] for value in values if isinstance(value, str) and value.startswith("@")}
+    rule = rule._replace(sets=rule.sets | named)
+    known = None
+    if plain and what == "dport":
+        known = _with_dport(rule, left, values)
+    elif plain and what == "l4proto":
+        known = _with_protocols(rule, values)
+    elif plain and what == "state":
+        known = _with_states(rule, values)
+    elif plain and what == "input" and values == ["lo"]:
+        known = rule._replace(never=True)
+    return known or rule._replace(unknown=True)
 
 
-def _with_dport(rule: Rule, left: Any, values: list[Any]) -> Rule:
+def _with_dport(rule: Rule, left: Any, values: list[Any]) -> Rule | None:
+    """None where a value is not known: a named set, say, whose elements are not here."""
+    ports = [_range(value) for value in values]
+    if None in ports:
+        return None
+    rule = rule._replace(ports=tuple(port for port in ports if port))
     proto = PROTOCOLS.get(str(left["payload"].get("protocol")))
-    ports = tuple(_ports(values))
-    if proto is None:  # `th dport`, beside which a match on the protocol stands
-        return rule._replace(ports=ports)
-    return rule._replace(ports=ports, protocols=frozenset((proto,)))
+    # For `th dport` a match on the protocol stands beside it.
+    return rule if proto is None else rule._replace(protocols=frozenset((proto,)))
+
+
+def _with_protocols(rule: Rule, values: list[Any]) -> Rule | None:
+    numbers = [_number_of(value) for value in values]
+    return None if None in numbers else rule._replace(protocols=frozenset(number for number in numbers if number))
+
+
+def _number_of(value: Any) -> int | None:
+    """A protocol's number, -1 for a name that is neither TCP's nor UDP's; None for what is neither name nor number."""
+    if isinstance(value, str) and not value.startswith("@"):
+        return PROTOCOLS.get(value, -1)
+    return value if isinstance(value, int) else None
+
+
+_NOT_NEW = {"established", "related", "invalid"}
+
+
+def _with_states(rule: Rule, values: list[Any]) -> Rule | None:
+    if "new" in values:
+        return rule
+    return rule._replace(never=True) if all(value in _NOT_NEW for value in map(str, values)) else None
 
 
 def _left(left: Any) -> str:
@@ -308,46 +384,81 @@ def _left(left: Any) -> str:
     return ""
 
 
-def _values(right: Any) -> list[Any] | None:
-    """The values that are compared with; None for a named set, whose elements are not here."""
+def _values(right: Any) -> list[Any]:
+    """The values that are compared with."""
     if isinstance(right, dict) and "set" in right:
         right = right["set"]
-    values = right if isinstance(right, list) else [right]
-    values = [value["elem"]["val"] if isinstance(value, dict) and "elem" in value else value for value in values]
-    return None if any(isinstance(value, str) and value.startswith("@") for value in values) else values
+    return [_plain(value) for value in (right if isinstance(right, list) else [right])]
 
 
-def _ports(values: list[Any]) -> Iterator[tuple[int, int]]:
-    for value in values:
-        match value:
-            case int():
-                yield value, value
-            case {"range": [int(first), int(last)]}:
-                yield first, last
+def _plain(element: Any) -> Any:
+    """An element without what is said of it (a comment, a timeout)."""
+    match element:
+        case {"elem": {"val": value}}:
+            return value
+    return element
 
 
-def _nft_map(rule: Rule, shown: dict[str, Any]) -> Iterator[Rule]:
-    what, data = _left(shown.get("key")), shown.get("data")
-    entries = data.get("set", []) if isinstance(data, dict) else None
-    if entries is None:  # a named map: it may have any verdict
-        for verdict in ("accept", "drop"):
-            yield rule._replace(verdict=verdict, unknown=True)
-        return
-    for key, verdict in entries:
-        one = _nft_match(rule, {"op": "==", "left": shown["key"], "right": key}) if what else rule
-        for kind, target in verdict.items():
-            name = str(target["target"]) if kind in ("jump", "goto") else ""
-            yield one._replace(verdict=_VERDICTS.get(kind, kind), target=name, unknown=one.unknown or not what)
+def _range(value: Any) -> tuple[int, int] | None:
+    match value:
+        case int():
+            return value, value
+        case {"range": [int(first), int(last)]}:
+            return first, last
+    return None
+
+
+def _nft_map(rule: Rule, shown: Any) -> Iterator[Rule]:
+    """A rule for each entry of a verdict map."""
+    match shown:
+        case {"key": key, "data": {"set": list(entries)}}:
+            for entry in entries:
+                yield from _nft_entry(rule, key, entry)
+        case _:  # a named map, say
+            yield from _either(rule)
+
+
+def _nft_entry(rule: Rule, key: Any, entry: Any) -> Iterator[Rule]:
+    match entry:
+        case [value, dict(verdict)]:
+            one = _nft_match(rule, {"op": "==", "left": key, "right": value})
+            yield from (found._replace(unknown=found.unknown or one.unknown) for found in _verdict(one, verdict))
+        case _:
+            yield from _either(rule)
+
+
+def _verdict(rule: Rule, shown: dict[str, Any]) -> Iterator[Rule]:
+    for kind, said in shown.items():
+        match kind, said:
+            case "jump" | "goto", {"target": str(target)}:
+                yield rule._replace(verdict=kind, target=target)
+            case _ if kind in _VERDICTS:
+                yield rule._replace(verdict=_VERDICTS[kind])
+            case _:
+                yield from _either(rule)
+
+
+def elements_of(items: Any) -> list[Any]:
+    """The elements of the sets that `nft -j list set` shows."""
+    found: list[Any] = []
+    for part in _parts(items):
+        match part:
+            case "set", {"elem": list(elements)}:
+                found += elements
+    return found
+
+
+_MAX_PORT = 65_535
 
 
 def services_of(elements: Iterable[Any]) -> Iterator[Service]:
     """The services that elements of `inet_proto . inet_service` are, a range of ports as its ends."""
-    for element in elements:
+    for element in map(_plain, elements):
         match element:
             case {"concat": [proto, int(port)]}:
                 yield Service(_proto(proto), port)
             case {"concat": [proto, {"range": [int(first), int(last)]}]}:
-                yield from (Service(_proto(proto), port) for port in range(first, last + 1))
+                yield from (Service(_proto(proto), port) for port in range(max(first, 0), min(last, _MAX_PORT) + 1))
 
 
 def _proto(shown: object) -> int:
@@ -355,15 +466,22 @@ def _proto(shown: object) -> int:
 
 
 def networks_of(elements: Iterable[Any]) -> Iterator[Network]:
-    """The networks that elements of an interval set of addresses are."""
-    for element in elements:
-        match element:
-            case str():
-                yield ip_network(element)
-            case {"prefix": {"addr": str(address), "len": int(length)}}:
-                yield ip_network(f"{address}/{length}")
-            case {"range": [str(first), str(last)]}:
-                yield from summarize_address_range(ip_address(first), ip_address(last))
+    """The networks that elements of an interval set of addresses are; what is none is left out."""
+    for element in map(_plain, elements):
+        try:
+            yield from _networks(element)
+        except (ValueError, TypeError):  # no addresses; TypeError: a range from one family to the other
+            continue
+
+
+def _networks(element: Any) -> Iterator[Network]:
+    match element:
+        case str():
+            yield ip_network(element)
+        case {"prefix": {"addr": str(address), "len": int(length)}}:
+            yield ip_network(f"{address}/{length}")
+        case {"range": [str(first), str(last)]}:
+            yield from summarize_address_range(ip_address(first), ip_address(last))
 
 
 # ---- iptables, as iptables-save prints it
@@ -373,19 +491,24 @@ def from_save(text: str, family: str) -> Listing:
     """What `iptables-save` shows (family "ip"), or `ip6tables-save` ("ip6"); LEGACY may stand behind."""
     chains: dict[tuple[str, str], Chain] = {}
     rules: dict[tuple[str, str], list[Rule]] = defaultdict(list)
+    program = ("ip6tables" if family.startswith("ip6") else "iptables") + (LEGACY if family.endswith(LEGACY) else "")
     table = ""
     for line in text.splitlines():
         if line.startswith("*"):
             table = line[1:].strip()
-        elif line.startswith(":") and len(line.split()) > 1:
+        elif line.startswith(":") and len(line[1:].split()) > 1:
             name, policy, *_ = line[1:].split()
             hook, priority = _BUILT_IN.get((table, name), ("", 0))
             known = "drop" if policy == "DROP" else "accept"
-            chains[table, name] = Chain(family, table, name, hook, priority, known, ())
+            chains[table, name] = Chain(family, table, name, hook, priority, known, (), program)
         elif line.startswith("-A "):
             _, name, *words = *_split(line), ""
             if chain := chains.get((table, name)):
-                rules[table, name].append(_save_rule(words, str(chain)))
+                rule = _save_rule(words, str(chain))
+                if rule.verdict == "queue":  # what reads the queue says which
+                    rules[table, name].append(rule._replace(verdict="drop", unknown=True))
+                    rule = rule._replace(verdict="accept")
+                rules[table, name].append(rule)
     return Listing(tuple(chain._replace(rules=tuple(rules[key])) for key, chain in chains.items()))
 
 
@@ -398,9 +521,10 @@ def _split(line: str) -> list[str]:
         return line.split()
 
 
-_TARGETS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "drop", "RETURN": "return", "QUEUE": "accept"}
-_TARGETS |= {"NFQUEUE": "accept", "DNAT": "accept", "REDIRECT": "accept"}
+_TARGETS = {"ACCEPT": "accept", "DROP": "drop", "REJECT": "drop", "RETURN": "return", "QUEUE": "queue"}
+_TARGETS |= {"NFQUEUE": "queue", "DNAT": "accept", "REDIRECT": "accept"}
 _GO_ON = {"LOG", "NFLOG", "MARK", "CONNMARK", "CT", "NOTRACK", "TRACE", "SET", "TCPMSS", "CHECKSUM", "TOS", "DSCP"}
+_GO_ON |= {"AUDIT", "CLASSIFY", "CONNSECMARK", "HL", "SECMARK", "TEE", "TTL"}
 _HARMLESS = {"-m", "--reject-with", "--comment", "--limit-burst"}  # each with its word
 
 
@@ -431,12 +555,13 @@ def _save_rule(words: list[str], where: str) -> Rule:
 
 def _save_match(rule: Rule, word: str, value: str) -> Rule:
     if word in ("-p", "--protocol"):
-        if value == "all":
+        if value in ("all", "0"):
             return rule
         number = PROTOCOLS.get(value, _number(value))
         return rule._replace(protocols=frozenset((number,)))
     if word in ("--dport", "--dports", "--destination-port"):
-        return rule._replace(ports=tuple(_save_ports(value)))
+        ports = tuple(_save_ports(value))
+        return rule._replace(ports=ports) if ports else rule._replace(unknown=True)
     if word in ("--ctstate", "--state"):
         return rule if "NEW" in value.split(",") else rule._replace(never=True)
     if word in ("-i", "--in-interface") and value == "lo":
@@ -445,11 +570,11 @@ def _save_match(rule: Rule, word: str, value: str) -> Rule:
 
 
 def _number(text: str) -> int:
-    return int(text) if text.isascii() and text.isdigit() else 0
+    return int(text) if re.fullmatch(r"[0-9]{1,9}", text) else 0
 
 
 def _save_ports(value: str) -> Iterator[tuple[int, int]]:
-    for first, last in re.findall(r"(\d+)(?::(\d+))?", value):
+    for first, last in re.findall(r"([0-9]{1,5})(?::([0-9]{1,5}))?", value):
         yield int(first), int(last or first)
 
 

@@ -10,7 +10,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ import pytest
 
 from ..netns import Host, pair
 from ..peers import kernel_log, own_prefix
+from ..test_nflog import FLOOD, dropped
 from .booted import booted
 from .world import ECHO, LINES, World, until, write_sequences
 
@@ -232,7 +232,7 @@ def test_packets_that_rp_filter_drops(well: World) -> None:
         well.spoof(f"203.0.113.9>{well.gateway.ipv4}:7000/tcp")
         found = doctor(well, code=0)
         assert list(found) == ["rp-filter"]
-        assert "dropped 1 packets" in found["rp-filter"]["text"]
+        assert "strict on eth0: 1 packet that" in found["rp-filter"]["text"]
         remedy(well, found["rp-filter"]["remedy"])
         assert doctor(well) == {}
     finally:
@@ -240,15 +240,38 @@ def test_packets_that_rp_filter_drops(well: World) -> None:
 
 
 def test_a_changed_configuration_is_told_of_until_it_counts(well: World) -> None:
-    ahead = time.time() + 100
-    os.utime(well.config, (ahead, ahead))
+    """And no longer: the daemon says by its lock when it read it."""
+    os.utime(well.config)
+    found = doctor(well, code=0)
+    assert list(found) == ["daemon-config"]
+    assert f"&& kill -HUP {doctor_pid(well)}" in found["daemon-config"]["remedy"]
+    remedy(well, found["daemon-config"]["remedy"])
+    until(lambda: doctor(well) == {}, "the reload")
+
+
+def test_a_daemon_that_does_nothing(well: World) -> None:
+    """It has its lock and its group, and lets nobody in."""
+    os.kill(doctor_pid(well), signal.SIGSTOP)
     try:
-        found = doctor(well, code=0)
-        assert list(found) == ["daemon-config"]
-        assert f"&& kill -HUP {doctor_pid(well)}" in found["daemon-config"]["remedy"]
-        remedy(well, found["daemon-config"]["remedy"])
+        found = doctor(well, code=1)
+        assert list(found) == ["daemon"]
+        assert "is stopped" in found["daemon"]["text"]
+        remedy(well, found["daemon"]["remedy"])
+        assert doctor(well, code=0) == {}
     finally:
-        os.utime(well.config)
+        os.kill(doctor_pid(well), signal.SIGCONT)
+
+
+def test_a_limit_that_has_a_name(well: World) -> None:
+    """As nft lists it, it is a word where other limits are objects."""
+    well.gateway.nft(
+        "table inet pre {\nlimit l { rate 3/minute; }\nchain c {\n"
+        'type filter hook prerouting priority -400; limit name "l" log prefix "x"; limit name "l" log group 9; }; }'
+    )
+    try:
+        assert doctor(well, code=0) == {}
+    finally:
+        well.gateway.nft("delete table inet pre")
 
 
 def doctor_pid(world: World) -> int:
@@ -324,6 +347,44 @@ held = Nflog(5, lambda *_: True)
 print("held", flush=True)
 sys.stdin.read()
 """
+
+
+def test_a_daemon_that_does_not_believe_its_state(still: World) -> None:
+    """Others can write the directory: nothing is remembered. From there to well by the remedies, and a restart."""
+    folder = still.config.parent / "state"
+    folder.chmod(0o777)
+    with still.service(22):
+        with still.daemon():
+            found = doctor(still, code=1)
+            assert sorted(found) == ["daemon", "nflog-group", "state"]
+            assert "can be written by others" in found["state"]["text"]
+            remedy(still, found["state"]["remedy"])
+            found = doctor(still, code=1)
+            assert "runs without its state directory" in found["daemon"]["text"], "it has to be restarted"
+        with still.daemon():
+            assert doctor(still, code=0) == {}
+
+
+def test_t30_lost_records(still: World) -> None:
+    """T30: the daemon was stopped while more came than the kernel keeps for it; the next record tells how many."""
+    rule = "udp dport 9 log group 5 drop"
+    still.gateway.nft(f"table inet x {{ chain c {{ type filter hook prerouting priority mangle\n{rule}\n}}\n}}")
+    with still.daemon() as daemon, still.service(22):
+        daemon.signal(signal.SIGSTOP)
+        for _ in range(20):
+            still.client.python(FLOOD, still.gateway.ipv4, "30000")
+            if dropped(still.gateway):
+                break
+        daemon.signal(signal.SIGCONT)
+
+        def is_told() -> bool:
+            still.client.python(FLOOD, still.gateway.ipv4, "1")
+            return "records-lost" in doctor(still)
+
+        until(is_told, "the loss to be told")
+        found = doctor(still, code=0)
+        assert list(found) == ["records-lost"]
+        assert re.match(r"NFLOG group 5: [0-9,]+ records? lost since", found["records-lost"]["text"])
 
 
 def test_somebody_else_has_the_group(still: World) -> None:
@@ -448,18 +509,74 @@ def test_a_firewall_of_ones_own(still: World) -> None:
     still.configure(OWN)
     with still.service(22):
         found = doctor(still, code=1)
-        assert sorted(found) == ["daemon", "door-set", "log-rule"]
+        assert sorted(found) == ["daemon", "door-rule", "door-set", "log-rule"]
         assert "no rule logs anything" in found["log-rule"]["text"]
-        remedy(still, found["door-set"]["remedy"])
-        still.gateway.nft("add chain inet filter input { type filter hook input priority 0; policy drop; }")
-        still.gateway.nft("add rule inet filter input ip saddr @allowed4 accept")
-        remedy(still, found["log-rule"]["remedy"])
+        for check in ("door-set", "log-rule", "door-rule"):
+            remedy(still, found[check]["remedy"])
         found = doctor(still, code=1)
         assert sorted(found) == ["daemon", "door-family"]
         with still.daemon() as daemon:
+            assert not still.reaches()
             still.knock("7000/tcp", "8000/tcp", "9000/udp")
             daemon.wait_for("OPEN SESAME")
             assert still.reaches()
+
+
+@pytest.mark.parametrize(
+    ("kind", "rule"),
+    [
+        pytest.param("ipv4_addr", "", id="no rule looks into the set"),
+        pytest.param("ipv4_addr", "ip saddr @allowed4 tcp dport 2222 accept;", id="one that is about another port"),
+        pytest.param("ipv4_addr . inet_proto . inet_service", "", id="a set of addresses and services"),
+    ],
+)
+def test_a_remedy_opens_to_those_alone_who_have_knocked(still: World, kind: str, rule: str) -> None:
+    """Nothing of ours guards the door: a chain that drops must go on doing so."""
+    still.configure(OWN)
+    still.gateway.nft(
+        f"flush ruleset\ntable inet filter {{\nset allowed4 {{ type {kind}; flags timeout; }}\nchain input {{\n"
+        f"type filter hook input priority 0; policy drop; ct state established accept; {rule} log group 5; }}; }}"
+    )
+    with still.service(22), still.daemon() as daemon:
+        found = doctor(still, code=1)
+        assert sorted(found) == ["door-family", "dropped-after"]
+        remedy(still, found["dropped-after"]["remedy"])
+        assert list(doctor(still, code=0)) == ["door-family"]
+        assert not still.reaches()
+        still.knock("7000/tcp", "8000/tcp", "9000/udp")
+        daemon.wait_for("OPEN SESAME")
+        assert still.reaches()
+
+
+def test_a_door_that_stands_open(still: World) -> None:
+    """The set is there, and no rule looks into it."""
+    still.configure(OWN)
+    still.gateway.nft(
+        "flush ruleset\ntable inet filter {\nset allowed4 { type ipv4_addr; flags timeout; }\nchain input {\n"
+        "type filter hook input priority 0; policy accept; log group 5; }; }"
+    )
+    with still.service(22), still.daemon() as daemon:
+        assert still.reaches()
+        found = doctor(still, code=1)
+        assert sorted(found) == ["door-family", "door-rule"]
+        assert "everybody reaches 22/tcp without a knock" in found["door-rule"]["text"]
+        remedy(still, found["door-rule"]["remedy"])
+        assert list(doctor(still, code=0)) == ["door-family"]
+        assert not still.reaches()
+        still.knock("7000/tcp", "8000/tcp", "9000/udp")
+        daemon.wait_for("OPEN SESAME")
+        assert still.reaches()
+
+
+def test_a_rule_for_text_where_there_is_no_chain(still: World) -> None:
+    """The command holds a prefix, which has to pass the shell whole."""
+    path = still.config.parent / "kern.log"
+    path.write_text("")
+    path.chmod(0o640)
+    still.configure(f'[log]\nsource = "file"\nprefix = "{own_prefix()}"\nfile.path = "{path}"\n{OWN}')
+    still.gateway.run("nft", "flush", "ruleset")
+    remedy(still, doctor(still)["log-rule"]["remedy"])
+    assert "log-rule" not in doctor(still)
 
 
 @pytest.mark.parametrize(
@@ -622,7 +739,7 @@ def test_a_wrong_configuration_is_one_thing(world: World) -> None:
     done = world.gateway.logknock("doctor", "-c", str(world.config), check=False)
     assert done.returncode == 78
     assert f"✗ config: {world.config}:2: doors.ssh.sequence" in done.stdout
-    assert "1 check" in done.stdout.splitlines()[-1]
+    assert re.match(r"1 check: [0-9] errors?$", done.stdout.splitlines()[-1])
 
 
 NOBODY = 65534
@@ -638,7 +755,9 @@ def test_what_may_not_be_seen_is_said_and_the_rest_looked_at(still: World) -> No
         folder = Path(name)
         folder.chmod(0o755)
         config = folder / "logknock.toml"
-        config.write_text(still.config.read_text())
+        door = f'[doors.anna]\nonetime = ["{folder}/anna"]\nopens = ["80/tcp"]\n'
+        write_sequences(folder / "anna", LINES)
+        config.write_text(still.config.read_text() + door)
         config.chmod(0o640)
         os.chown(config, 0, NOBODY)
         ask_as_nobody(still.gateway, config)
