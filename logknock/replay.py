@@ -8,40 +8,31 @@ Of one-time sequences a log does not tell which were used before it: their files
 knocked is used up for the rest of the replay.
 """
 
-import bz2
-import gzip
-import lzma
 import math
-import os
 import re
-import stat
-import sys
-import time
-import zlib
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
 from datetime import datetime, timedelta
-from enum import StrEnum
 from heapq import merge
 from ipaddress import IPv6Address, IPv6Network, ip_address, ip_network
 from operator import itemgetter
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol, Self, cast
+from typing import NamedTuple, Self
 
 from .config_values import Network, parse_duration
 from .copies import Copies
-from .errors import NO_PERMISSION, UNAVAILABLE, LogknockError, SourceError, printable
+from .errors import LogknockError, printable
 from .firewall.sets import never_granted
 from .knock import Code, Door, Granted, Matcher, Spent
 from .knock import Sequence as Knocks
-from .lines import lines
+from .logs import Log, open_all
 from .onetime import Place
 from .onetime_files import next_turn
 from .packet import Packet, address_text
+from .records import Grammar, Wanted
+from .skipped import Counts
 from .timeline import DRAWN, FAILURES, MAX_ROWS, TimeLine, draw
-from .records import MAX_LINE, Grammar, Wanted
-from .stamps import Dates
 from .trail import Finding, Refused, Told, Trail, Verdict, advice
 
 # Sources that are told apart when they are counted; more are "65,536 or more". 8 MB or so.
@@ -307,10 +298,6 @@ class Replay:
         journal: Path | None = None,
         progress: Progress = lambda replay: None,
     ) -> None:
-        if len(logs) > MAX_LOGS:
-            raise SourceError(f"{len(logs)} logs, and {MAX_LOGS} are the most", "cat them into standard input: -")
-        if logs.count("-") > 1:
-            raise SourceError("standard input is named twice", "name it once")
         self.records = 0
         self._doors = doors
         self._wanted = wanted
@@ -329,11 +316,7 @@ class Replay:
         self._first, self._last = math.inf, -math.inf
         self._next_tick = -math.inf
         self._stack = ExitStack()
-        try:
-            self._logs = [_open(log, journal, choice.since, self._stack) for log in logs]
-        except BaseException:
-            self._stack.close()
-            raise
+        self._logs = open_all(logs, journal, choice.since, self._stack)
 
     def __enter__(self) -> Self:
         return self
@@ -367,10 +350,11 @@ class Replay:
     def summary(self) -> Summary:
         """What there is to say of all that was read so far."""
         counts, verdicts = self._counts, self._verdicts
+        first, last = self._span
         return Summary(
             logs=tuple(log.name for log in self._logs),
-            first=self._first if self._packets else None,
-            last=self._last if self._packets else None,
+            first=first,
+            last=last,
             records=self.records,
             packets=self._packets,
             copies=self._copied,
@@ -383,7 +367,7 @@ class Replay:
             failed={verdict: verdicts[verdict] for verdict in FAILURES if verdicts[verdict]},
             other={v: verdicts[v] for v in Verdict if v not in DRAWN and v is not Verdict.UNKNOWN and verdicts[v]},
             skipped=dict(counts.skipped.most_common()),
-            prefixes=dict(counts.prefixes.most_common(_PREFIXES_SHOWN)),
+            prefixes=counts.most,
             close=tuple(self._close()),
             problems=(*counts.problems, *self._codes.problems.values()),
             onetime=any(door.onetime for door in self._doors),
@@ -393,20 +377,10 @@ class Replay:
         """What is wrong with the prefix, if nothing that was read has it; asked when all is read."""
         if self._packets or self._outside or self._counts.matched:
             return None
-        names = self._names
         prefixes = " or ".join(f"{prefix!r}" for prefix in self._wanted.prefixes if prefix)
         asked = f"the prefix {prefixes}" if prefixes else "no prefix, as the configuration has it"
-        seen = [f"{p!r} ({n:,} times)" for p, n in self._counts.prefixes.most_common(_PREFIXES_SHOWN)]
-        if self._counts.skipped[Skipped.ENTRY]:
-            hint = "`journalctl -k -g SRC=` shows which prefixes there are; put yours into [log] prefix"
-        elif seen:
-            hint = f"prefixes there: {', '.join(seen)}; put yours into [log] prefix"
-        elif not self.records:
-            hint = "there is no record in it at all"
-        else:
-            hint = "no firewall record was found: see that a rule logs, and that this is where its records go"
         when = " since then" if self._choice.since > -math.inf else ""
-        return LogknockError(f"no record of {names}{when} has {asked}", hint)
+        return LogknockError(f"no record of {self._names}{when} has {asked}", self._counts.hint())
 
     def time_line(self) -> TimeLine:
         """All that was kept, to be drawn."""
@@ -424,7 +398,12 @@ class Replay:
             [draw(address_text(src), source.findings, doors) for src, source in shown],
             left_out,
             notes,
+            *self._span,
         )
+
+    @property
+    def _span(self) -> tuple[float | None, float | None]:
+        return (self._first, self._last) if self._packets else (None, None)
 
     @property
     def _names(self) -> str:

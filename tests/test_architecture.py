@@ -42,13 +42,17 @@ ALLOWED: dict[str, set[str]] = {
     "intake": BASE | {"config", "copies", "packet", "records", "sources"},
     "control": BASE,
     "explain": BASE | {"config", "firewall.sets", "intake", "knock", "packet", "trail"},
-    "plot": BASE | {"knock", "packet", "trail"},
+    "timeline": {"knock", "trail"},
+    "axis": {"timeline"},
+    "plot": BASE | {"axis", "timeline"},
+    "skipped": BASE | {"records"},
+    "logs": BASE | {"lines", "packet", "records", "skipped", "sources", "stamps"},
     "replay": BASE
-    | {"config", "config_values", "copies", "firewall.sets", "knock", "lines", "onetime", "onetime_files", "packet"}
-    | {"plot", "records", "sources", "stamps", "store", "trail", "turns"},
+    | {"config_values", "copies", "firewall.sets", "knock", "logs", "onetime", "onetime_files", "packet", "records"}
+    | {"skipped", "timeline", "trail"},
     "doctor": BASE
-    | {"client", "config", "config_values", "demo", "doctor", "firewall.ruleset", "firewall.sets", "knock", "netlink"}
-    | {"onetime", "onetime_files", "packet", "records", "sources", "status"},
+    | {"client", "config", "config_values", "control", "demo", "doctor", "firewall.ruleset", "firewall.sets", "knock"}
+    | {"netlink", "onetime", "onetime_files", "packet", "records", "sources", "status", "store"},
     "firewall.sets": BASE | {"knock", "netlink"},
     "firewall.ruleset": BASE | {"config", "knock", "netlink", "onetime_files", "packet", "trial"},
     "firewall": set(),
@@ -86,6 +90,7 @@ ALLOWED: dict[str, set[str]] = {
         "report",
         "runs",
         "status",
+        "timeline",
         "trail",
         "trial",
     },
@@ -98,6 +103,10 @@ PURE = {
     "knock": {"collections", "dataclasses", "enum", "itertools", "struct", "typing"},
     "records": {"collections", "functools", "ipaddress", "itertools", "json", "re", "typing"},
     "lines": {"collections", "typing"},
+    "skipped": {"collections", "enum", "re"},
+    "timeline": {"collections", "datetime", "typing"},
+    "axis": {"bisect", "collections", "datetime", "math", "typing"},
+    "plot": {"collections", "datetime", "math", "xml"},
     "copies": {"itertools", "typing"},
     "doctor.finding": {"collections", "enum", "typing"},
     "doctor.rules": {"collections", "enum", "ipaddress", "itertools", "re", "shlex", "typing"},

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 
 from logknock.knock import Door, Service
 from logknock.packet import TCP, UDP
-from logknock.plot import FAILURES, MAX_ROWS, MAX_TEXT, Mark, Row, Span, TimeLine, draw, svg
+from logknock.plot import MAX_TEXT, svg
+from logknock.timeline import FAILURES, MAX_ROWS, Mark, Row, Span, TimeLine, draw
 from logknock.trail import Finding, Verdict
 
 BEGIN = datetime(2026, 11, 21, 10, tzinfo=UTC).timestamp()
@@ -107,6 +108,8 @@ def test_an_opening_is_its_knocks_a_line_and_a_bar_to_the_timeout() -> None:
 
 def test_a_refreshed_door_has_one_bar() -> None:
     twice = [*knocks(), finding(2, Verdict.OPENED), *knocks(20), finding(22, Verdict.OPENED)]
+    once = draw("a", [*twice[:4], finding(50, Verdict.WRONG)], DOORS, UTC)
+    assert once.outcome == "opened ssh, failed once"
     found = draw("a", twice, DOORS, UTC)
     assert [(span.start - BEGIN, span.end - BEGIN) for span in found.openings] == [(2, 52)]
     assert found.outcome == "opened ssh 2 times"
@@ -129,6 +132,46 @@ def test_each_failure_is_a_cross_with_its_reason(verdict: Verdict) -> None:
     assert "10:00:03.000 8080/tcp ssh: so it went" in seen.tips
     assert (f"{FAILURES[verdict]}: 8080/tcp" if verdict is Verdict.WRONG else FAILURES[verdict]) in seen.words
     assert seen.lines == 1
+
+
+def failures(*times: float, label: str = "wrong port: 8080/tcp") -> Row:
+    return Row("a", "", [Mark(BEGIN + time, 0, "", label) for time in times], (), ())
+
+
+def reasons(text: str) -> list[tuple[float, float, str]]:
+    """Where they begin, at which height, and what they say."""
+    found = ElementTree.fromstring(text).iter(f"{NS}text")  # noqa: S314  # our own
+    return [(float(at.get("x", "")), float(at.get("y", "")), at.text or "") for at in found if at.get("class") == "why"]
+
+
+def test_the_first_failure_of_several_side_by_side_has_its_reason_too() -> None:
+    """Above its mark, where there is none beside it."""
+    knocked_again = Row("a", "", [*failures(1, 3).marks, Mark(BEGIN + 2, 1, ""), Mark(BEGIN + 50, 1, "")], (), ())
+    (first, above, said), (second, beside, again) = reasons(svg(TimeLine("a", [knocked_again]), UTC))
+    assert said == again == "wrong port: 8080/tcp"
+    assert above < beside - 10
+    assert first < second
+
+
+@given(st.lists(st.floats(0, 40 * DAY) | st.floats(0, 10), min_size=1, max_size=60))
+def test_reasons_hide_neither_each_other_nor_a_mark_nor_leave_the_picture(times: list[float]) -> None:
+    text = svg(TimeLine("a", [failures(*times)]), UTC)
+    crosses, folded = read(text).crosses, read(text).more
+    drawn = sorted([*[(x, 8.0) for x, _ in crosses], *[(x, 13.0) for x, *_ in folded]])
+    found = reasons(text)
+    assert all(x >= 150 and x + len(said) * 5.5 <= 1200 for x, _, said in found)
+    for height in {y for _, y, _ in found}:
+        line = sorted((x, x + len(said) * 5.5) for x, y, said in found if y == height)
+        assert all(end <= after for (_, end), (after, _) in pairwise(line))
+        if crosses and height > crosses[0][1]:  # beside the marks
+            assert not [1 for x, half in drawn for begin, end in line if begin < x + half and x - half < end]
+
+
+def test_a_reason_that_has_no_room_before_a_break_ends_there() -> None:
+    text = svg(TimeLine("a", [failures(0, 50, 30 * DAY, 30 * DAY + 50)]), UTC)
+    seen, (_, before, after, _) = reasons(text), sorted(x for x, _ in read(text).crosses)
+    assert len(seen) == 4
+    assert seen[1][0] < before < seen[1][0] + len(seen[1][2]) * 5.9 < (before + after) / 2
 
 
 def test_what_means_nothing_is_not_drawn() -> None:
@@ -265,6 +308,16 @@ def test_days_begin_at_midnight_of_the_zone_also_where_a_day_has_25_hours() -> N
     distances = [after - x for (x, _), (after, _) in pairwise(seen.ticks)]
     assert max(distances) == pytest.approx(25 / 24 * min(distances), rel=0.02)
     assert "2026-10-20 12:00:00 to 2026-10-30 08:36:00 (UTC+02:00), 9 d 21 h" in seen.words
+
+
+def test_the_head_tells_the_span_of_the_log_and_that_of_what_is_drawn() -> None:
+    whole = (BEGIN - HOUR, BEGIN + DAY)
+    seen = read(svg(TimeLine("a", [row(0, 90)], first=whole[0], last=whole[1]), UTC))
+    said = "2026-11-21 09:00:00 to 2026-11-22 10:00:00 (UTC+00:00), 1 d 1 h; drawn: "
+    assert seen.words[1] == said + "2026-11-21 10:00:00 to 10:01:30"
+    seen = read(svg(TimeLine("a", [], first=whole[0], last=whole[1]), UTC))
+    assert seen.words[1] == said.partition(";")[0]
+    assert "drawn" not in read(svg(TimeLine("a", [row(0, 90)], first=BEGIN, last=BEGIN + 90), UTC)).words[1]
 
 
 def test_long_pauses_are_cut_out_and_said() -> None:

@@ -24,7 +24,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, UNAVAILABLE, USAGE
-from logknock.replay import MAX_LOGS, parse_network, parse_when, prefix_of
+from logknock.logs import MAX_LOGS
+from logknock.replay import parse_network, parse_when
+from logknock.skipped import prefix_of
 from logknock.trail import Verdict
 
 from .config_files import write
@@ -184,7 +186,7 @@ def test_a_log_from_its_lines_to_the_answer(tmp_path: Path, config: Path) -> Non
         "2026-11-21 10:00:02.500  198.51.100.9     8080/tcp   ssh   wrong port at stage 2 of 3: 9000/udp was expected",
         "2026-11-21 10:00:05.000  2001:db8::7      7000/tcp   ssh   stage 1 of 3",
         "2026-11-21 10:00:20.000  2001:db8::7                 ssh   "
-        "given up at stage 1 of 3: no 8000/tcp within 15 s of the first knock",
+        "given up at stage 1 of 3: 8000/tcp did not come within 15 s of the first knock",
         "",
         str(path),
         "  from      2026-11-21 10:00:00",
@@ -202,7 +204,7 @@ def test_a_log_from_its_lines_to_the_answer(tmp_path: Path, config: Path) -> Non
         "    wrong port at stage 2 of 3: 9000/udp was expected",
         "    ssh opens with 7000/tcp, 8000/tcp, 9000/udp within 15 s; it got to stage 2 of 3",
         "  2001:db8::7, stage 1 of 3",
-        "    given up at stage 1 of 3: no 8000/tcp within 15 s of the first knock",
+        "    given up at stage 1 of 3: 8000/tcp did not come within 15 s of the first knock",
         "    ssh opens with 7000/tcp, 8000/tcp, 9000/udp within 15 s; it got to stage 1 of 3",
     ]
 
@@ -435,6 +437,28 @@ def test_a_packed_log_is_known_by_its_content(pack: Callable[[bytes], bytes], tm
         assert told(replay(config, source, "--json", stdin=stdin))[-1] == "a ssh opened"
 
 
+def test_xz_in_several_streams_is_one_log(tmp_path: Path, config: Path) -> None:
+    """As `cat a.xz b.xz` makes it, padded or not; what is large comes in pieces."""
+    first, *rest = story(OPENING)
+    padding = "\n".join(["", *(os.urandom(4_000).hex() for _ in range(100)), ""])
+    parts = [lzma.compress(part.encode()) for part in (first + padding, "\n".join(rest))]
+    for between in (b"", bytes(4), bytes(400_000)):
+        assert told(replay(config, "-", "--json", stdin=between.join(parts) + between))[-1] == "a ssh opened"
+
+
+def test_xz_that_takes_too_much_memory_is_left_to_xz(tmp_path: Path, config: Path) -> None:
+    """A few bytes can ask for 4 GiB; what `xz -9` makes is read."""
+    path = tmp_path / "kern.log.xz"
+    large = [{"id": lzma.FILTER_LZMA2, "preset": 1, "dict_size": 256 << 20}]
+    text = "\n".join(story(OPENING)).encode()
+    path.write_bytes(lzma.compress(text, filters=large))
+    done = replay(config, path, "-q")
+    assert done.returncode == FAILURE
+    assert f"{path}: unpacking it takes more than 80 MiB of memory, so give it as - from `xz -dc`" in done.stderr
+    path.write_bytes(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME))
+    assert replay(config, path, "-q").returncode == 0
+
+
 def test_several_logs_are_one_in_the_order_of_time(tmp_path: Path, config: Path) -> None:
     """Rotated files, one of them packed, in any order; standard input among them."""
     first, second, third = story(OPENING)
@@ -482,7 +506,7 @@ def test_a_journal_of_a_real_journald(hosts: tuple[Host, Host], tmp_path: Path) 
     assert objects(replay(config, "-", "--json", stdin=exported.encode()))[1]["opened"] == {"ssh": 1}
     ours = "\n".join(entry for entry in exported.splitlines() if prefix in entry and "SRC=" in entry)
     nothing = replay(write(tmp_path, CONFIG), "-", stdin=ours.encode())
-    assert f"hint: prefixes there: {prefix!r} (3 times)" in nothing.stderr
+    assert f"hint: prefixes there: {prefix!r} (3)" in nothing.stderr
 
 
 def knocked(client: Host, host: Host, prefix: str) -> bool:
@@ -569,6 +593,7 @@ def test_bad_input_is_passed_over_and_counted(tmp_path: Path, config: Path) -> N
 @pytest.mark.parametrize(
     ("name", "code", "message"),
     [
+        pytest.param("", USAGE, "the name of a log is empty", id="no name"),
         pytest.param("nowhere", UNAVAILABLE, "No such file or directory", id="a missing file"),
         pytest.param("empty", FAILURE, "there is no journal in this directory", id="a directory that is no journal"),
         pytest.param("/dev/null", FAILURE, "is no file", id="a device"),
@@ -579,9 +604,9 @@ def test_what_cannot_be_read_is_one_error_before_anything_is_printed(
     name: str, code: int, message: str, tmp_path: Path, config: Path
 ) -> None:
     (tmp_path / "empty").mkdir()
-    done = replay(config, log(tmp_path, story(OPENING)), tmp_path / name)
+    done = replay(config, log(tmp_path, story(OPENING)), tmp_path / name if name else "")
     assert (done.returncode, done.stdout) == (code, "")
-    assert done.stderr.startswith(f"logknock: {tmp_path / name}")
+    assert done.stderr.startswith(f"logknock: {tmp_path / name if name else 'the name'}")
     assert message in done.stderr.splitlines()[0]
 
 
@@ -620,9 +645,29 @@ def test_a_log_with_other_prefixes_says_which(tmp_path: Path, config: Path) -> N
     assert done.returncode == FAILURE
     assert done.stderr.splitlines() == [
         f"logknock: no record of {path} has the prefix 'logknock'",
-        "hint: prefixes there: '[UFW BLOCK]' (2 times), 'Shorewall:net-fw:DROP' (1 times); put yours into [log] prefix",
+        "hint: prefixes there: '[UFW BLOCK]' (2), 'Shorewall:net-fw:DROP' (1); put yours into [log] prefix",
     ]
     assert "  packets   0 from 0 sources" in done.stdout.splitlines()
+
+
+@pytest.mark.parametrize("written", [" logknock: ", "logknock", "logknock :", "\tlogknock\t"])
+def test_blanks_round_a_prefix_do_not_count(written: str, tmp_path: Path, config: Path) -> None:
+    """Else it would neither match nor be told as another one."""
+    knocks = [text.replace("logknock: ", written + ("" if written.endswith(" ") else " ")) for text in story(OPENING)]
+    done = replay(config, log(tmp_path, knocks), "--json")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert objects(done)[1]["opened"] == {"ssh": 1}
+
+
+def test_holes_are_counted(config: Path) -> None:
+    """NULs stand where a log was cut off while somebody wrote to it."""
+    done = replay(config, "-", "--json", stdin=bytes(1 << 20))
+    assert done.returncode == FAILURE
+    assert done.stderr.splitlines()[1].startswith("hint: no firewall record was found")
+    assert (objects(done)[1]["records"], objects(done)[1]["skipped"]) == (1, {"nothing but NULs": 1})
+    between = story(OPENING)[0].encode() + b"\n" + bytes(1 << 20) + story(OPENING)[1].encode()
+    summary = objects(replay(config, "-", "--json", stdin=between))[1]
+    assert (summary["packets"], summary["skipped"]) == (2, {"nothing but NULs": 1})
 
 
 def test_a_log_without_firewall_records_says_so(tmp_path: Path, config: Path) -> None:
@@ -747,14 +792,32 @@ def test_the_picture_is_an_svg_with_a_row_for_each_source(two: Path, tmp_path: P
     assert done.stdout.endswith(f"\nThe time line is in {tmp_path}/knocks.svg.\n")
     drawn = ElementTree.parse(tmp_path / "knocks.svg").getroot()  # noqa: S314  # our own
     words = [text.text for text in drawn.iter("{http://www.w3.org/2000/svg}text")]
+    assert (words[1] or "").startswith("2026-11-21 10:00:00 to 10:01:04 (UTC+00:00), 1 min 4 s; drawn: ")
     names = [words.index(NAMES[name]) for name in "asb"]
     assert names == sorted(names)
     assert words[names[0] + 1] == "opened ssh"
     assert words[names[2] + 1] == "stage 1 of 3, wrong port"
     assert NAMES["c"] not in words
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
+
+
+def test_a_picture_that_cannot_be_is_told_before_anything_is_read(two: Path, tmp_path: Path, config: Path) -> None:
     done = replay(config, two, "--plot", tmp_path / "nowhere/knocks.svg")
-    assert done.returncode == FAILURE
+    assert (done.returncode, done.stdout) == (FAILURE, "")
     assert done.stderr.startswith(f"logknock: {tmp_path}/nowhere/knocks.svg: No such file or directory\nhint: ")
+
+
+@pytest.mark.parametrize("logs", [["nowhere"], ["kern.log"], ["quiet"]], ids=["no log", "a full disk", "little"])
+def test_a_picture_that_fails_leaves_the_one_before(logs: list[str], two: Path, tmp_path: Path, config: Path) -> None:
+    (tmp_path / "knocks.svg").write_text("before")
+    log(tmp_path, story("0:a:1/tcp"), "quiet")
+    limited = f"ulimit -f 0; exec {sys.executable} -m logknock replay -c {config} --plot knocks.svg {' '.join(logs)}"
+    done = subprocess.run(["sh", "-c", limited], cwd=tmp_path, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode in (FAILURE, UNAVAILABLE)
+    assert ("logknock: knocks.svg: File too large\nhint: " in done.stderr) == (logs != ["nowhere"])
+    assert len(done.stderr.splitlines()) == 2
+    assert (tmp_path / "knocks.svg").read_text() == "before"
+    assert not [path for path in tmp_path.iterdir() if path.name.startswith(".")]
 
 
 # ---- on a terminal

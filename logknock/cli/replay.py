@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, suppress
 from datetime import datetime
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Self, TypeVar
 
 import click
 
@@ -17,7 +19,8 @@ from ..errors import FAILURE, USAGE, LogknockError, printable
 from ..packet import address_text
 from ..plot import svg
 from ..replay import MAX_COUNTED, Choice, Replay, Summary, parse_network, parse_when
-from ..trail import Finding, Verdict
+from ..timeline import times
+from ..trail import GOOD, NOTHING, Finding, Verdict
 from . import config_option, fail
 
 _INTERRUPTED = 130  # as a shell tells of Ctrl-C
@@ -25,9 +28,6 @@ _INTERRUPTED = 130  # as a shell tells of Ctrl-C
 # Seconds of reading before a terminal hears of it, and between two times that it does.
 _PATIENCE = 0.3
 _EVERY = 0.25
-
-_GOOD = {Verdict.ADVANCED, Verdict.OPENED, Verdict.CLOSED, Verdict.USED}
-_NOTHING = {Verdict.RESEND, Verdict.DONE, Verdict.FLAGS, Verdict.TARGET, Verdict.GUARDED, Verdict.UNKNOWN}
 
 _OTHERS = {
     Verdict.USED: "one-time sequences used",
@@ -120,41 +120,77 @@ def _replay(
     config: Config, logs: tuple[str, ...], choice: Choice, plot: Path | None, quiet: bool, as_json: bool
 ) -> int:
     progress = _Progress()
-    columns = _Columns(names=[door.name for door in config.doors])
-    interrupted = False
-    with Replay(config.doors, config.wanted, logs, choice, config.journal, progress.tell) as replay:
-        try:
-            for finding in replay.findings():
-                if not quiet:
-                    progress.clear()
-                    click.echo(json.dumps({"finding": _plain(finding)}) if as_json else columns.line(finding))
-        except KeyboardInterrupt:
-            interrupted = True
-        finally:
-            progress.clear()
-        summary, mismatch, picture = replay.summary(), replay.mismatch(), replay.time_line()
-    if as_json:
-        click.echo(json.dumps({"summary": _plain_summary(summary, interrupted)}))
-    else:
-        for line in _summary(summary, choice, interrupted):
-            click.echo(line)
-    if plot:
-        _write(plot, svg(picture))
-        if not as_json:
-            click.echo(f"\nThe time line is in {printable(str(plot))}.")
+    columns = None if as_json else _Columns(names=[door.name for door in config.doors])
+    with ExitStack() as stack:
+        picture = stack.enter_context(_Picture(plot)) if plot else None
+        replay = stack.enter_context(Replay(config.doors, config.wanted, logs, choice, config.journal, progress.tell))
+        interrupted = _interrupted(replay, progress, columns, quiet)
+        summary = replay.summary()
+        if as_json:
+            click.echo(json.dumps({"summary": _plain_summary(summary, interrupted)}))
+        else:
+            for line in _summary(summary, choice, interrupted):
+                click.echo(line)
+        if picture:
+            picture.write(svg(replay.time_line()))
+            if not as_json:
+                click.echo(f"\nThe time line is in {printable(str(plot))}.")
     for problem in summary.problems:
         fail(LogknockError(problem))
     if interrupted:
         return _INTERRUPTED
+    mismatch = replay.mismatch()
     return fail(mismatch) if mismatch else FAILURE if summary.problems else 0
 
 
-def _write(path: Path, picture: str) -> None:
+def _interrupted(replay: Replay, progress: "_Progress", columns: "_Columns | None", quiet: bool) -> bool:
+    """Read all and print the findings, in columns or as JSON; whether somebody had enough of it."""
     try:
-        path.write_text(picture, "utf-8")
-    except OSError as error:
+        for finding in replay.findings():
+            if not quiet:
+                progress.clear()
+                click.echo(columns.line(finding) if columns else json.dumps({"finding": _plain(finding)}))
+    except KeyboardInterrupt:
+        return True
+    finally:
+        progress.clear()
+    return False
+
+
+class _Picture:
+    """A file that is begun at once, so that nobody waits for what cannot be, and gets its name when it is whole.
+
+    Raises LogknockError where it cannot be written.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._begun = path.with_name(f".{path.name}.{os.getpid()}")
+        try:
+            self._file = self._begun.open("x", encoding="utf-8")
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        with suppress(OSError):  # of what could not be written write() has told
+            self._file.close()
+        self._begun.unlink(missing_ok=True)
+
+    def write(self, text: str) -> None:
+        """All of it."""
+        try:
+            self._file.write(text)
+            self._file.flush()
+            self._begun.replace(self._path)
+        except OSError as error:
+            raise self._failure(error) from None
+
+    def _failure(self, error: OSError) -> LogknockError:
         hint = "name a file in a directory that you may write to"
-        raise LogknockError(f"{printable(str(path))}: {error.strerror}", hint) from None
+        return LogknockError(f"{printable(str(self._path))}: {error.strerror}", hint)
 
 
 class _Progress:
@@ -203,9 +239,9 @@ class _Columns:
         match finding.verdict:
             case Verdict.OPENED | Verdict.CLOSED:
                 words = click.style(words, fg="green", bold=True)
-            case verdict if verdict in _GOOD:
+            case verdict if verdict in GOOD:
                 words = click.style(words, fg="green")
-            case verdict if verdict in _NOTHING:
+            case verdict if verdict in NOTHING:
                 words = click.style(words, dim=True)
             case _:
                 words = click.style(words, fg="red")
@@ -254,9 +290,9 @@ def _read(summary: Summary) -> Iterator[tuple[str, str]]:
 
 
 def _became(summary: Summary) -> Iterator[tuple[str, str]]:
-    yield "opened", ", ".join(f"{door} {_times(count)}" for door, count in summary.opened.items()) or "nothing"
+    yield "opened", ", ".join(f"{door} {times(count)}" for door, count in summary.opened.items()) or "nothing"
     if summary.closed:
-        yield "closed", ", ".join(f"by {door} {_times(count)}" for door, count in summary.closed.items())
+        yield "closed", ", ".join(f"by {door} {times(count)}" for door, count in summary.closed.items())
     if summary.failed:
         yield "failed", ", ".join(f"{count:,} {_FAILED[verdict]}" for verdict, count in summary.failed.items())
     if summary.other:
@@ -270,10 +306,6 @@ def _became(summary: Summary) -> Iterator[tuple[str, str]]:
 
 def _many(count: int, word: str, more: str = "") -> str:
     return f"{count:,}{more} {word}" + ("" if count == 1 else "s")
-
-
-def _times(count: int) -> str:
-    return "once" if count == 1 else f"{count:,} times"
 
 
 def _list(counts: dict[str, int]) -> str:
