@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from .knock import Service, SetName, TcpFlags, parse_port
 from .packet import PROTOCOLS
+from .records import bare
 
 # What nft 1.0.6 reads as a name, and the kernel's NFT_NAME_MAXLEN without its closing zero.
 _NFT_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")
@@ -242,12 +243,12 @@ def one_of(words: tuple[str, ...], what: str) -> Callable[[object], str]:
 
 
 def prefix(value: object) -> str:
-    """What a rule has log in front of a record, without the blanks and the colon at its end."""
+    """What a rule has log in front of a record, without what does not count of it."""
     written = text("logknock")(value)
     if not (written.isascii() and written.isprintable()) or '"' in written or len(written) > _MAX_PREFIX:
         hint = f"up to {_MAX_PREFIX} printable ASCII characters, without quotes, as they stand in the rule"
         raise WrongError(f"{written[:_MAX_PREFIX]!r} is no prefix that the kernel writes", hint)
-    return written.rstrip(" :")
+    return bare(written)
 
 
 def path(example: str) -> Callable[[object], Path]:

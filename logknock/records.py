@@ -33,7 +33,7 @@ ECE, CWR = 0x40, 0x80
 class Wanted(NamedTuple):
     """Which records count.
 
-    prefixes: the rule's prefix must be one of them, but for blanks and a colon at its end; "": records without any.
+    prefixes: the rule's prefix must be one of them, but for what bare() leaves out; "": records without any.
     directions: "in" (packets that came in), "forward" (that pass through), "out" (that are made here).
     """
 
@@ -91,6 +91,9 @@ _FLAGS = {
 _JSON_FLAGS = {"tcp.fin": FIN, "tcp.syn": SYN, "tcp.rst": RST, "tcp.psh": PSH, "tcp.ack": ACK, "tcp.urg": URG}
 
 _FROM_THE_KERNEL = ("kernel", "kernel", "0")
+# What journald has not from the kernel has no stamp of the source.
+_JOURNALS_STAMPS = ("__REALTIME_TIMESTAMP", "__MONOTONIC_TIMESTAMP", "_SOURCE_MONOTONIC_TIMESTAMP")
+_BOOT_ID = 32  # its length
 _MICROSECONDS = re.compile(r"[0-9]{1,17}").fullmatch
 _ISO = re.compile(rb"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d)(?:\.(\d{1,9}))?(Z|[+-]\d\d:?\d\d)?").fullmatch
 _FRAGMENT = 0x3FFF  # more fragments follow, or the offset (RFC 791)
@@ -100,12 +103,17 @@ _OCTETS = {b"%d" % number: number for number in range(256)}  # 010 and 256 are n
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
+def bare(prefix: str) -> str:
+    """A rule's prefix as it is compared: blanks around it and colons at its end do not count."""
+    return prefix.strip(" \t").rstrip(" \t:")
+
+
 class Grammar:
     """Everything that records are written in, compiled once for those that are wanted."""
 
     def __init__(self, wanted: Wanted) -> None:
         self.wanted = wanted
-        self._prefixes = frozenset(_bare(prefix) for prefix in wanted.prefixes)
+        self._prefixes = frozenset(bare(prefix) for prefix in wanted.prefixes)
         record = _record(sorted(self._prefixes), sorted(wanted.directions))
         self._record = re.compile(record).fullmatch
         self._line = re.compile(_HEAD + record).fullmatch
@@ -133,7 +141,11 @@ class Grammar:
             time = dates.iso(date, fraction, zone)
         else:
             time = dates.undated(float(uptime) if uptime else None)
-        return _packet(time, src, dst, tcp, sport, dport, words) if time is not None else None
+        if time is None:
+            return None
+        if uptime and (head or date):
+            time = dates.made(time, float(uptime))
+        return _packet(time, src, dst, tcp, sport, dport, words)
 
     def _from_another(self, line: bytes, dates: Dates) -> Packet | None:
         """JSON, or a record with tabs where blanks are usual."""
@@ -146,33 +158,28 @@ class Grammar:
         """T22: whatever a local process sends, and wherever, fails one of the three conditions."""
         if tuple(entry.get(key) for key in ("_TRANSPORT", "SYSLOG_IDENTIFIER", "SYSLOG_FACILITY")) != _FROM_THE_KERNEL:
             return None
-        stamp = entry.get("__REALTIME_TIMESTAMP")
-        if not isinstance(stamp, str) or not _MICROSECONDS(stamp):
+        stamps = [entry.get(key) for key in _JOURNALS_STAMPS]
+        boot = entry.get("_BOOT_ID")
+        if not (isinstance(boot, str) and all(isinstance(stamp, str) and _MICROSECONDS(stamp) for stamp in stamps)):
             return None
-        time = dates.epoch(int(stamp))
+        realtime, monotonic, source = (int(str(stamp)) for stamp in stamps)
+        time = dates.journal(boot[:_BOOT_ID].encode("utf-8", "replace"), realtime, monotonic, source)
         return self.from_kernel(_message(entry.get("MESSAGE")), time) if time is not None else None
 
     def _from_ulogd(self, entry: Mapping[str, object], dates: Dates) -> Packet | None:
         prefix, into, out = entry.get("oob.prefix"), entry.get("oob.in"), entry.get("oob.out")
         if not (isinstance(prefix, str) and isinstance(into, str) and isinstance(out, str)):
             return None
-        if (
-            _bare(prefix) not in self._prefixes
-            or _DIRECTIONS.get((into != "", out != "")) not in self.wanted.directions
-        ):
+        if bare(prefix) not in self._prefixes or _DIRECTIONS.get((into != "", out != "")) not in self.wanted.directions:
             return None
         return _ulogd_packet(entry, dates)
-
-
-def _bare(prefix: str) -> str:
-    return prefix.rstrip(" \t").removesuffix(":").rstrip(" \t")
 
 
 def _record(prefixes: Sequence[str], directions: Sequence[str]) -> bytes:
     """The pattern of a record; one group each for source, destination, TCP, the two ports and the words for flags."""
     prefix = b"|".join(re.escape(prefix.encode()) for prefix in prefixes)
     between = b"|".join(_BETWEEN[direction] for direction in directions) or rb"(?!)"
-    return rb"(?:" + prefix + rb")[ \t]{0,8}(?::[ \t]{0,8})?(?:" + between + rb")" + _FIELDS
+    return rb"[ \t]{0,8}(?:" + prefix + rb")[ \t:]{0,16}(?:" + between + rb")" + _FIELDS
 
 
 def _packet(

@@ -18,9 +18,26 @@ MAX_AHEAD = 2 * 86400.0
 # the hour that is there twice when summer time ends.
 MAX_KEPT = 600.0
 
-# The kernel's log clock and the host's uptime part by no more than this part of it: a crystal's error, which NTP takes
-# out of one of them only. A record that is that much older than the uptime, and a second, is old.
+# The kernel's log clock and CLOCK_MONOTONIC part by no more than this part of the time: a crystal's error, which NTP
+# takes out of one of them only.
 MAX_PARTED = 0.0002
+
+# How long journald may take, in seconds, before any entry of a boot has shown how long it does.
+_UNKNOWN_DELAY = 5.0
+
+# When all records of so long a time, in seconds, were late, they were not: the clocks were parted (a virtual machine
+# that moved).
+_PARTED_AFTER = 600.0
+
+# Boots whose clocks are remembered: one for this host; for a host that collects journals one a host and boot.
+MAX_BOOTS = 4096
+
+# What comes within so many seconds of the opening, without a date, may be what the kernel's log held before: `dmesg -w`
+# begins with that, and is done with it at once.
+_CATCHING_UP = 2.0
+
+# An uptime that falls by more than this, in seconds, is another host's, or another boot's: CPUs agree to milliseconds.
+_ANOTHER_BOOT = 1.0
 
 _SCALE = [10.0**digits for digits in range(10)]
 _MONTHS = {
@@ -46,6 +63,59 @@ MAX_FALL = 1.5
 _LAST = 7_258_118_400.0
 
 
+class _Lateness:
+    """By how much something comes later than it does at best; in seconds, of one boot.
+
+    What it is late by shows in comparison only, since the clocks whose difference it is may be minutes apart after
+    weeks: what exceeds the least difference so far, and what the clocks may have parted since, is lateness.
+    """
+
+    __slots__ = ("_at", "_least", "_lowest", "_since")
+
+    def __init__(self, least: float, at: float) -> None:
+        self._least, self._at = least, at
+        # All were late since then, and by so much at least; None: the last one was not.
+        self._since: float | None = None
+        self._lowest = least
+
+    def of(self, now: float, delay: float) -> float:
+        """How late what took `delay` is; learns from it."""
+        usual = self._least + max(0.0, now - self._at) * MAX_PARTED
+        if delay <= usual:
+            self._learn(delay, now)
+            return 0.0
+        if self._since is None:
+            self._since, self._lowest = now, delay
+        self._lowest = min(self._lowest, delay)
+        if now - self._since >= _PARTED_AFTER:
+            self._learn(self._lowest, now)
+        return delay - usual
+
+    def _learn(self, least: float, at: float) -> None:
+        self._least, self._at, self._since = least, at, None
+
+
+class KernelClock:
+    """When a kernel's record was made, in wall time, though journald may have written its entry minutes later.
+
+    An entry has the time of its writing, by both clocks, and the time of the record by the kernel's log clock
+    (`_SOURCE_MONOTONIC_TIMESTAMP`), which is not quite CLOCK_MONOTONIC.
+    """
+
+    def __init__(self) -> None:
+        self._boots: dict[bytes, _Lateness] = {}
+
+    def time(self, boot: bytes, realtime: int, monotonic: int, source: int) -> float:
+        """Seconds since the epoch when the record was made; `realtime` and `monotonic` are the entry's, all in us."""
+        lateness = self._boots.get(boot)
+        if lateness is None:
+            if len(self._boots) >= MAX_BOOTS:
+                del self._boots[next(iter(self._boots))]
+            lateness = self._boots[boot] = _Lateness(_UNKNOWN_DELAY, 0.0)  # both clocks start at zero
+        late = lateness.of(monotonic / 1_000_000, (monotonic - source) / 1_000_000)
+        return realtime / 1_000_000 - late
+
+
 class Dates:
     """The dates in the heads of one log, from its first record to its last.
 
@@ -56,17 +126,24 @@ class Dates:
     what is old stays old (T29). A record without a date was then made now. In a log that is read afterwards it was
     made when the record before it was, or at as many seconds as its uptime says.
     uptime: the host's, in seconds, at the reference; None where it is not known. By it a record that has nothing but
-    an uptime of its own is known to be old, as the first lines of `dmesg -w` are.
+    an uptime of its own is known to be old, as the first lines of `dmesg -w` are; and when somebody sets the clock,
+    nothing looks late for it.
+    early: by how many seconds what was told last may be too early; else it is never that.
     """
 
     __slots__ = (
         "_before",
+        "_clock",
         "_date",
         "_head",
         "_kept_at",
+        "_lateness",
+        "_opened",
         "_second_of_date",
         "_second_of_head",
+        "_uptime_before",
         "_zone",
+        "early",
         "live",
         "reference",
         "uptime",
@@ -76,7 +153,12 @@ class Dates:
         self.reference = reference
         self.live = live
         self.uptime: float | None = None
+        self.early = 0.0
         self._before: float | None = None  # when the record before was made
+        self._opened = reference
+        self._clock = KernelClock()
+        self._lateness: _Lateness | None = None  # of records with an uptime
+        self._uptime_before = 0.0
         # What the last head meant: most records of a busy log share their second with the one before.
         self._head = b""
         self._kept_at = reference
@@ -106,18 +188,51 @@ class Dates:
         """Microseconds since the epoch, which leave nothing open."""
         second = microseconds / 1_000_000 if 0 <= microseconds < _LAST * 1_000_000 else None
         self._before = second
+        self.early = 0.0
         return second
+
+    def journal(self, boot: bytes, realtime: int, monotonic: int, source: int) -> float | None:
+        """An entry of a journal's: as KernelClock has it, which knows by how much it was written too late (T29)."""
+        if self.epoch(realtime) is None:
+            return None
+        return self._clock.time(boot, realtime, monotonic, source)
 
     def undated(self, uptime: float | None = None) -> float:
         """No date, but perhaps the seconds since the host started."""
+        self.early = 0.0
         if self.live:
-            age = self.uptime - uptime if uptime is not None and self.uptime is not None else 0.0
-            return self.reference - (age if age > 1.0 + MAX_PARTED * (self.uptime or 0.0) else 0.0)
+            return self.reference if uptime is None else self._young(uptime)
         if uptime is not None:
             self._before = uptime
         elif self._before is None:
             self._before = self.reference
         return self._before
+
+    def made(self, written: float, uptime: float) -> float:
+        """When a record was made whose head has a date, `written`, and an uptime; both in seconds (T29).
+
+        Log daemons write the date at which they got to it. In a log that is read afterwards that is all we go by:
+        a boot, a sleep or a clock that was set cannot be told from a daemon that was late. What several hosts write
+        into one log is never taken for late: whoever started later has an uptime that falls.
+        """
+        if not self.live:
+            return written
+        at = written if self.uptime is None else written - self.reference + self.uptime
+        if self._lateness is None or uptime < self._uptime_before - _ANOTHER_BOOT:
+            self._lateness = _Lateness(at - uptime, at)
+        self._uptime_before = uptime
+        late = self._lateness.of(at, at - uptime)
+        return written - (late if late > MAX_FALL else 0.0)
+
+    def _young(self, uptime: float) -> float:
+        """When a record was made that was read just now, and has nothing but an uptime."""
+        made = self.made(self.reference, uptime)
+        if self.uptime is None:
+            return made
+        age = self.uptime - uptime
+        catching_up = 0.0 <= self.reference - self._opened < _CATCHING_UP
+        is_old = age > 1.0 + (0.0 if catching_up else MAX_PARTED * self.uptime)
+        return min(made, self.reference - age) if is_old else made
 
     def _moment(self, second: float | None, fraction: bytes | None) -> float | None:
         if second is None:
@@ -129,6 +244,7 @@ class Dates:
         if self._before is not None and second < self._before <= second + MAX_FALL:
             second = self._before
         self._before = second
+        self.early = MAX_FALL
         return second
 
     def _from_syslog(self, head: bytes) -> float | None:

@@ -22,8 +22,9 @@ from .errors import UNAVAILABLE, SourceError
 _MAX_LINKS = 40
 
 # Who may write a log, beside root and the process's own user: the users and groups that rsyslog (on Ubuntu, where the
-# group may write /var/log) and ulogd2 run as. Not adm: its members are persons, who may read logs and not make them.
-_LOG_DAEMONS = ("syslog", "ulog")
+# group may write /var/log), ulogd2 and the collector of journals run as. Not adm and systemd-journal: their members are
+# persons, who may read logs and not make them.
+_LOG_DAEMONS = ("syslog", "ulog", "systemd-journal-remote")
 _MAX_SYSTEM_ID = 999  # login.defs(5): whoever has a higher number is no daemon, whatever the name
 
 _ACCESS_LIST = "system.posix_acl_access"
@@ -70,12 +71,18 @@ def open_trusted(path: Path) -> Trusted:
     return Trusted(descriptor, real, status)
 
 
+def check_trusted(path: Path) -> None:
+    """For what others open by its name, a file or a directory. Raises Untrusted (T31), and OSError."""
+    trust(path, os.lstat(_trusted_way(path)))
+
+
 def trust(path: Path, status: os.stat_result) -> None:
     """Raise Untrusted if others could have made the file, directory or link what it is."""
     users, groups = _trusted_ids()
     name, mode = quote(str(path)), status.st_mode
     if status.st_uid not in users and status.st_uid != os.geteuid():
-        hint = "it must belong to root, to the log daemon (syslog, ulog) or to the user that logknock runs as"
+        daemons = ", ".join(_LOG_DAEMONS)
+        hint = f"it must belong to root, to a log daemon ({daemons}) or to the user that logknock runs as"
         raise Untrusted(f"{path}: belongs to another user (uid {status.st_uid})", hint, UNAVAILABLE)
     if stat.S_ISLNK(mode) or (stat.S_ISDIR(mode) and mode & stat.S_ISVTX):
         return  # in a sticky directory others can only put things of their own

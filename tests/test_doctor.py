@@ -26,7 +26,7 @@ from logknock.doctor.host import (
     parse_settings,
     parse_sockets,
 )
-from logknock.doctor.rules import Listing, Log, bare, elements_of, from_nft, from_save, networks_of, services_of
+from logknock.doctor.rules import Listing, Log, elements_of, from_nft, from_save, networks_of, services_of
 from logknock.knock import Service
 from logknock.packet import TCP, UDP
 
@@ -313,11 +313,6 @@ def test_what_iptables_lists_is_not_taken_twice() -> None:
     items = [{"chain": {"family": "ip", "table": "filter", "name": "INPUT", "hook": "input", "prio": 0}}]
     assert from_nft(items).bases
     assert not from_nft(items, frozenset({("ip", "filter")})).bases
-
-
-def test_prefixes_are_compared_without_their_end() -> None:
-    assert len({bare(text) for text in ("knock", "knock:", "knock: ", "knock :")}) == 1
-    assert bare(" knock") != "knock"
 
 
 def test_elements_of_sets() -> None:

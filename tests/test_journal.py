@@ -20,7 +20,9 @@ from hypothesis import strategies as st
 from logknock.errors import NO_PERMISSION, UNAVAILABLE, SourceError
 from logknock.packet import UDP, Packet
 from logknock.records import Grammar, Wanted
-from logknock.sources.journal import Journal, KernelClock, entries
+from logknock.sources.journal import Journal, entries
+from logknock.stamps import KernelClock
+from logknock.trusted_files import Untrusted
 
 from .e2e.world import until
 from .netns import Host
@@ -641,6 +643,80 @@ def test_what_is_no_journal(tmp_path: Path, what: str) -> None:
     assert words in error.message
     assert str(path) in error.message
     assert error.exit_code == UNAVAILABLE
+
+
+def owned_by_another(path: Path) -> None:
+    os.chown(path, 12_345, 0)
+
+
+def writable_by_a_group(path: Path) -> None:
+    os.chown(path, 0, 12_345)
+    path.chmod(0o770)
+
+
+UNTRUSTED: dict[str, tuple[Callable[[Path], object], str]] = {
+    "another user's": (owned_by_another, "belongs to another user (uid 12345)"),
+    "everybody's": (lambda path: path.chmod(path.stat().st_mode | 0o002), "can be written by everybody"),
+    "a group's": (writable_by_a_group, "can be written by its group (gid 12345)"),
+}
+
+
+@pytest.fixture
+def kept(journald: Journald, wire: Wire, tmp_path: Path) -> Path:
+    """A collector's folder, with the journal of one host."""
+    (port,) = wire.send()
+    in_the_journal(port, wire.prefix)
+    folder = tmp_path / "remote"
+    folder.mkdir()
+    shutil.copy(machine_folder() / "system.journal", folder / "remote-a.journal")
+    return folder
+
+
+@pytest.mark.parametrize("what", UNTRUSTED)
+@pytest.mark.parametrize("which", ["..", ".", "remote-a.journal", "remote-a@old.journal"])
+def test_t31_a_journal_that_others_could_have_written(kept: Path, wire: Wire, which: str, what: str) -> None:
+    """T31: at its opening, by whatever name: the folder, a file, a file of old, the way there; one is enough."""
+    for name in ("remote-a@old.journal", "remote-b.journal"):
+        shutil.copy(kept / "remote-a.journal", kept / name)
+    change, words = UNTRUSTED[what]
+    for path in (kept, kept / "remote-a.journal"):
+        Journal(wire.grammar, path).close()
+    change(kept / which)
+    for path in (kept, kept / "remote-a.journal"):
+        with pytest.raises(Untrusted) as caught:
+            Journal(wire.grammar, path)
+        assert words in caught.value.message
+        assert caught.value.hint
+    assert list(entries(wire.grammar, kept / "remote-a.journal", None)), "what opens nothing may read what it may read"
+
+
+def test_t31_a_journal_that_comes_later(kept: Path, wire: Wire) -> None:
+    """T31: told of, and not read; and read when it is nobody else's any more."""
+    with reading(wire, kept) as log:
+        comes = kept / "remote-b.journal"
+        shutil.copy(kept / "remote-a.journal", kept / "b")
+        owned_by_another(kept / "b")
+        (kept / "b").rename(comes)
+        assert log.look() == []
+        assert log.told == [f"{comes}: belongs to another user (uid 12345)"]
+        os.chown(comes, 0, 0)
+        until(log.look, "what the journal holds")
+
+
+def test_t31_a_journal_that_becomes_anothers(journald: Journald, wire: Wire) -> None:
+    """T31: it is looked at anew once in a while; what is in it by then is read when it is nobody else's any more."""
+    file = machine_folder() / "system.journal"
+    with reading(wire, file) as log:
+        log.until_read(wire.send()[0])
+        owned_by_another(file)
+        log.source._places[0]._opened -= 3600
+        log.look()
+        assert log.told == [f"{file}: belongs to another user (uid 12345)"]
+        ports = wire.send(3)
+        in_the_journal(ports[-1], wire.prefix)
+        assert log.look()[1:] == []
+        os.chown(file, 0, 0)
+        until(lambda: log.look()[1:] == ports, "what came meanwhile")
 
 
 NO_RIGHTS = """

@@ -3,6 +3,7 @@
 import json
 import os
 import pty
+import re
 import select
 import socket
 import subprocess
@@ -17,9 +18,10 @@ import pytest
 
 from logknock.errors import UNAVAILABLE, SourceError
 from logknock.sources.pipe import Pipe
+from logknock.trusted_files import Untrusted
 
 from .e2e.world import until
-from .log_lines import RECORD, Reader, append, grammar, text
+from .log_lines import RECORD, Reader, append, grammar, open_descriptors, text
 
 
 @pytest.fixture
@@ -37,6 +39,21 @@ def pipe() -> Iterator[tuple[Reader, BinaryIO]]:
     with closing(Pipe(grammar(), inner)) as source, open(outer, "wb", buffering=0) as writer:
         yield Reader(source), writer
     os.close(inner)
+
+
+def journal_line(number: int, ago: float = 0.0, transport: str = "kernel") -> bytes:
+    """What `journalctl -o json` says of a packet that came in so many seconds ago, and was written down at once."""
+    entry = {
+        "_BOOT_ID": "5f2c6f2d7a5b4a6f8d3f0a1b2c3d4e5f",
+        "__REALTIME_TIMESTAMP": str(int((time.time() - ago) * 1_000_000)),
+        "__MONOTONIC_TIMESTAMP": str(int((time.monotonic() - ago) * 1_000_000)),
+        "_SOURCE_MONOTONIC_TIMESTAMP": str(int((time.monotonic() - ago) * 1_000_000)),
+        "_TRANSPORT": transport,
+        "SYSLOG_IDENTIFIER": "kernel",
+        "SYSLOG_FACILITY": "0",
+        "MESSAGE": f"logknock: {RECORD.format(number, number)}",
+    }
+    return json.dumps(entry).encode() + b"\n"
 
 
 class TestPipe:
@@ -57,14 +74,7 @@ class TestPipe:
         """`journalctl -kf -o json | logknock run`; T22: what is not the kernel's is none."""
         reader, writer = pipe
         for number, transport in ((1, "syslog"), (2, "kernel")):
-            entry = {
-                "__REALTIME_TIMESTAMP": str(time.time_ns() // 1000),
-                "_TRANSPORT": transport,
-                "SYSLOG_IDENTIFIER": "kernel",
-                "SYSLOG_FACILITY": "0",
-                "MESSAGE": f"logknock: {RECORD.format(number, number)}",
-            }
-            writer.write(json.dumps(entry).encode() + b"\n")
+            writer.write(journal_line(number, transport=transport))
         assert reader.read() == [2]
         assert reader.source.ignored == 1
 
@@ -83,6 +93,13 @@ class TestPipe:
             writer.write(text(number, when=when).replace("+00:00", f".{int(when % 1 * 1e6):06}+00:00").encode())
         assert reader.read() == [3, 4]
 
+    def test_t29_what_the_journal_held_before_is_known_to_the_moment(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """T29: `journalctl -f` begins with the last lines, be they from a tenth of a second ago."""
+        reader, writer = pipe
+        for number, ago in ((1, 0.1), (2, 0.0)):
+            writer.write(journal_line(number, ago))
+        assert reader.read() == [2]
+
     def test_its_descriptor_tells_and_after_the_end_is_silent(self, pipe: tuple[Reader, BinaryIO]) -> None:
         """The end of a pipe is readable for ever: who waits for that would do nothing else."""
         reader, writer = pipe
@@ -98,7 +115,18 @@ class TestPipe:
             reader.read()
             assert waiting.poll(0) == []
         assert reader.settle(3) == ["standard input: has ended"]
-        assert reader.source.interval == 0.0
+        assert isinstance(reader.source, Pipe)
+        assert reader.source.ended
+
+    def test_it_has_not_ended_before_all_is_handed_over(self, pipe: tuple[Reader, BinaryIO]) -> None:
+        """Who stops when it has ended must not lose the last knock."""
+        reader, writer = pipe
+        writer.write(b"\n" * 1000 + text(1).encode())
+        writer.close()
+        assert isinstance(reader.source, Pipe)
+        while not reader.source.ended:
+            reader.source.read(time.time(), reader.packets.append)
+        assert reader.numbers == [1]
 
     def test_half_a_line_at_the_end_is_not_read(self, pipe: tuple[Reader, BinaryIO]) -> None:
         """A port may be cut in two; what is lost is counted (T30)."""
@@ -145,38 +173,61 @@ class TestPipe:
         for descriptor in (ours, theirs):
             os.close(descriptor)
 
-    def test_a_fifo(self, tmp_path: Path) -> None:
-        os.mkfifo(tmp_path / "fifo")
-        with open(tmp_path / "fifo", "r+b", buffering=0) as fifo, closing(Pipe(grammar(), fifo.fileno())) as source:
+    def test_a_fifo_waits_for_the_next_writer(self, tmp_path: Path) -> None:
+        """A log daemon that is started anew finds it open, and writes on."""
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        ours = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+        with closing(Pipe(grammar(), ours)) as source:
+            os.close(ours)
             reader = Reader(source)
-            assert reader.read() == []
-            fifo.write(text(1).encode())
-            assert reader.read() == [1]
+            for number in (1, 2, 3):
+                with path.open("wb", buffering=0) as fifo:
+                    fifo.write(text(number).encode())
+                assert reader.read() == list(range(1, number + 1))
+                assert not source.ended
+            assert reader.settle(2) == []
 
-    def test_a_regular_file_is_read_to_its_end(self, log: Path) -> None:
-        """`logknock run < kern.log`: epoll knows no regular files."""
-        append(log, *range(1, 2001))
-        with log.open("rb") as stream, closing(Pipe(grammar(), stream.fileno())) as source:
-            assert (source.fileno(), source.interval) == (-1, 0.02)
-            reader = Reader(source)
-            assert reader.read() == list(range(1, 2001))
-            assert source.interval == 0.0
-            assert reader.settle(2) == ["standard input: has ended"]
+    @pytest.mark.parametrize(("owner", "mode"), [(0, 0o622), (0, 0o620), (12_345, 0o600)])
+    def test_t31_a_fifo_that_others_can_write_into(self, tmp_path: Path, owner: int, mode: int) -> None:
+        """T31: whoever may write into it could make up a knock."""
+        path = tmp_path / "fifo"
+        os.mkfifo(path)
+        path.chmod(mode)
+        os.chown(path, owner, 12_345)
+        with path.open("r+b", buffering=0) as fifo, pytest.raises(Untrusted, match=re.escape(str(path))):
+            Pipe(grammar(), fifo.fileno())
+        assert not open_descriptors(tmp_path)
 
-    def test_t29_a_regular_files_records_are_as_old_as_they_say(self, log: Path) -> None:
-        """T29: with a date by that; without one they are not from now."""
-        log.write_text(text(1, when=1000.0) + f"logknock: {RECORD.format(2, 2)}\n")
-        with log.open("rb") as stream, closing(Pipe(grammar(), stream.fileno())) as source:
-            reader = Reader(source)
-            reader.read()
-        assert [packet.time < 1002 for packet in reader.packets] == [True, True]
+    def test_t29_a_regular_file_is_refused(self, log: Path) -> None:
+        """T29: `logknock run < kern.log`: what a file holds is old, even if it was written just now."""
+        append(log, 1, 2)
+        before = len(os.listdir("/proc/self/fd"))
+        with log.open("rb") as stream, pytest.raises(SourceError) as caught:
+            Pipe(grammar(), stream.fileno())
+        assert caught.value.message == "standard input: is a regular file, whose records are old"
+        assert caught.value.exit_code == UNAVAILABLE
+        assert "logknock replay" in caught.value.hint
+        assert len(os.listdir("/proc/self/fd")) == before
 
-    def test_nothing_to_read(self) -> None:
-        """/dev/null, as systemd gives it, ends at once."""
-        with open("/dev/null", "rb") as stream, closing(Pipe(grammar(), stream.fileno())) as source:
-            reader = Reader(source)
-            assert reader.read() == []
-            assert reader.settle() == ["standard input: has ended"]
+    def test_t29_the_end_of_a_log_by_a_pipe(self, log: Path) -> None:
+        """T29: `tail -f` and `cat` begin with what was there before."""
+        log.write_text("".join(text(number, when=time.time() - 3) for number in (1, 2)))
+        with subprocess.Popen(["cat", log], stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            process.wait(20)
+            with closing(Pipe(grammar(), process.stdout.fileno())) as source:
+                reader = Reader(source)
+                assert reader.read() == []
+                assert (source.records, source.ended) == (2, True)
+
+    @pytest.mark.parametrize("device", ["/dev/null", "/dev/zero"])
+    def test_nothing_is_piped_in(self, device: str) -> None:
+        """/dev/null, as systemd gives it: nothing would ever come, and nobody would know why."""
+        with open(device, "rb") as stream, pytest.raises(SourceError) as caught:
+            Pipe(grammar(), stream.fileno())
+        assert caught.value.message == f"standard input: is {device}, and nothing is piped in"
+        assert "journalctl" in caught.value.hint
 
     def test_a_closed_standard_input(self) -> None:
         """Whatever is opened first gets its number, and must not be read."""
@@ -184,6 +235,7 @@ class TestPipe:
 from logknock.errors import SourceError
 from logknock.records import Grammar, Wanted
 from logknock.sources.pipe import Pipe
+from logknock.trusted_files import Untrusted
 taken = open("/dev/zero")
 try: Pipe(Grammar(Wanted()))
 except SourceError as error: print(taken.fileno(), error.exit_code, error.words())

@@ -11,7 +11,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from logknock.packet import TCP, UDP, Packet, address_text
-from logknock.records import MAX_LINE, Grammar, Wanted
+from logknock.records import MAX_LINE, Grammar, Wanted, bare
 from logknock.stamps import Dates
 
 from . import corpus_files
@@ -175,12 +175,22 @@ def test_ulogd2s_json_tells_of_its_packet(packet: Packet) -> None:
     assert Grammar(Wanted()).from_line(ulogd_json(packet).encode(), Dates(END, live=False)) == packet
 
 
+def journals_stamps(second: float, late: float = 0.0) -> dict[str, str]:
+    """What an entry says about when it was written and, an hour after the boot, when its record was made."""
+    return {
+        "_BOOT_ID": "5f2c6f2d7a5b4a6f8d3f0a1b2c3d4e5f",
+        "__REALTIME_TIMESTAMP": str(int((second + late) * 1_000_000)),
+        "__MONOTONIC_TIMESTAMP": str(int((3600 + late) * 1_000_000)),
+        "_SOURCE_MONOTONIC_TIMESTAMP": str(3600 * 1_000_000),
+    }
+
+
 @given(kernel_records())
 def test_a_journal_entry_tells_of_its_packet(written: tuple[Packet, bytes]) -> None:
     packet, record = written
     for message in (record.decode(), list(record)):
         entry = {"_TRANSPORT": "kernel", "SYSLOG_IDENTIFIER": "kernel", "SYSLOG_FACILITY": "0", "MESSAGE": message}
-        line = json.dumps(entry | {"__REALTIME_TIMESTAMP": str(int(packet.time) * 1_000_000)}).encode()
+        line = json.dumps(entry | journals_stamps(packet.time)).encode()
         assert Grammar(Wanted()).from_line(line, Dates(END, live=False)) == packet
 
 
@@ -199,8 +209,7 @@ def test_t22_one_condition_that_fails_is_enough(written: tuple[Packet, bytes], f
     """T22: of what a local process sends at least one of the three is wrong."""
     packet, record = written
     true = {"_TRANSPORT": "kernel", "SYSLOG_IDENTIFIER": "kernel", "SYSLOG_FACILITY": "0"}
-    stamp = str(int(packet.time) * 1_000_000)
-    entry = {**true, "MESSAGE": record.decode(), "__REALTIME_TIMESTAMP": stamp, **forged}
+    entry = {**true, "MESSAGE": record.decode(), **journals_stamps(packet.time), **forged}
     told = Grammar(Wanted()).from_line(json.dumps(entry).encode(), Dates(END, live=False))
     assert told == (None if forged else packet)
 
@@ -339,3 +348,62 @@ def test_what_counts_is_what_is_wanted() -> None:
         (Wanted(directions=frozenset({"out", "forward"})), False),
     ):
         assert (Grammar(wanted).from_line(record, Dates(END, live=False)) is not None) == counts
+
+
+def test_t29_an_entry_that_was_written_late_is_as_old_as_its_record() -> None:
+    """T29: journald was stopped for eight seconds; what it writes then is no newer for it."""
+    record = TELLING[0][TELLING[0].index(b"logknock") :].decode()
+    grammar, dates = Grammar(Wanted()), Dates(END, live=True)
+    entry = {"_TRANSPORT": "kernel", "SYSLOG_IDENTIFIER": "kernel", "SYSLOG_FACILITY": "0", "MESSAGE": record}
+
+    def told(late: float) -> float:
+        packet = grammar.from_line(json.dumps(entry | journals_stamps(END, late)).encode(), dates)
+        assert packet is not None
+        return packet.time
+
+    assert told(0.0) == END
+    assert told(8.0) == pytest.approx(END, abs=0.01)
+
+
+def test_t29_a_line_that_was_written_late_is_as_old_as_its_record() -> None:
+    """T29: the log daemon was stopped for eight seconds, and its head says when it went on."""
+    record = TELLING[0][TELLING[0].index(b"logknock") :]
+    for form in ("%b %e %H:%M:%S", "%Y-%m-%dT%H:%M:%SZ"):
+        grammar, dates = Grammar(Wanted()), Dates(END, live=True)
+        ages = []
+        for second, uptime in ((0, 100.0), (1, 101.0), (10, 102.0), (11, 111.0)):
+            dates.reference = END + second
+            head = time.strftime(form, time.gmtime(END + second)).encode()
+            packet = grammar.from_line(head + b" host kernel: [%12.6f] " % uptime + record, dates)
+            assert packet is not None
+            ages.append(dates.reference - packet.time)
+        assert ages == pytest.approx([0, 0, 8, 0], abs=0.01)
+
+
+@pytest.mark.parametrize(
+    ("written", "same"),
+    [
+        pytest.param("logknock", True, id="as it is"),
+        pytest.param("logknock: ", True, id="a colon and a blank"),
+        pytest.param("logknock :", True, id="a blank and a colon"),
+        pytest.param(" logknock", True, id="a blank before it"),
+        pytest.param("\tlogknock\t: ", True, id="tabs"),
+        pytest.param("logknock::", True, id="two colons"),
+        pytest.param(":logknock", False, id="a colon before it"),
+        pytest.param("log knock", False, id="a blank in it"),
+    ],
+)
+def test_a_prefix_is_one_for_the_configuration_and_in_every_form_of_a_record(written: str, same: bool) -> None:
+    """Blanks around it and colons at its end do not count, wherever they stand."""
+    assert (bare(written) == "logknock") == same
+    record = TELLING[0][TELLING[0].index(b"IN=") :]
+    ulogd = json.loads(ulogd_json(Packet(END, bytes(4), bytes(4), UDP, 1, 2, 0))) | {"oob.prefix": written}
+    for wanted, line in (
+        ("logknock", b"Nov 21 10:00:00 host kernel: " + written.encode() + record),
+        ("logknock", b"Nov 21 10:00:00 host kernel: [    1.000000] " + written.encode() + record),
+        ("logknock", json.dumps(ulogd).encode()),
+        (written, b"Nov 21 10:00:00 host kernel: logknock: " + record),
+    ):
+        found = Grammar(Wanted((wanted,))).from_line(line, Dates(END, live=False))
+        assert (found is not None) == same, line
+    assert (Grammar(Wanted()).from_kernel(written.encode() + record, END) is not None) == same

@@ -201,13 +201,17 @@ def test_what_is_no_date_is_not_the_one_before() -> None:
     assert dates.iso(b"2026-11-31T10:00:00", None, b"+01:00") is None
 
 
+NOW = 1_800_000_000.0
+MONTH = 30 * 86_400.0
+
+
 @pytest.mark.parametrize(
     ("host", "record", "age"),
     [
         pytest.param(1000.0, 999.5, 0.0, id="just now"),
         pytest.param(1000.0, 900.0, 100.0, id="an old line of the ring buffer"),
-        pytest.param(30 * 86_400.0, 30 * 86_400.0 - 500, 0.0, id="after a month two clocks may be minutes apart"),
-        pytest.param(30 * 86_400.0, 30 * 86_400.0 - 600, 600.0, id="and no more than that"),
+        pytest.param(MONTH, MONTH - 500, 0.0, id="after a month two clocks may be minutes apart"),
+        pytest.param(MONTH, MONTH - 600, 600.0, id="and no more than that"),
         pytest.param(1000.0, 2000.0, 0.0, id="another host's: not from the future"),
         pytest.param(None, 900.0, 0.0, id="an uptime that there is nothing to compare with"),
     ],
@@ -216,7 +220,99 @@ def test_t29_an_old_record_that_has_only_an_uptime_is_known_to_be_old(
     host: float | None, record: float, age: float
 ) -> None:
     """T29: `dmesg -w | logknock run` begins with all that the ring buffer has."""
-    dates = Dates(1_800_000_000.0, live=True)
-    dates.uptime = host
-    assert dates.undated(record) == 1_800_000_000.0 - age
-    assert dates.undated() == 1_800_000_000.0
+    dates = Dates(NOW - 10, live=True)
+    dates.reference, dates.uptime = NOW, host
+    assert dates.undated(record) == NOW - age
+    assert dates.undated() == NOW
+
+
+def test_t29_what_the_ring_buffer_held_is_old_however_long_the_host_is_up() -> None:
+    """T29: after a month 400 s may be how far two clocks are apart, but not for what is there at the opening."""
+    dates = Dates(NOW, live=True)
+    parted = 90.0
+    for read, made, age in (
+        (0.01, -400.0, 400 + parted + 0.01),  # the ring buffer, at once
+        (0.02, -300.0, 300 + parted + 0.02),
+        (5.0, 5.0, 0.0),  # a knock
+        (60.0, 60.0, 0.0),
+        (400.0, 300.0, 100.0),  # who writes into the pipe was stopped
+        (401.0, 401.0, 0.0),
+        (400.0, 400.5, 0.0),
+    ):
+        dates.reference, dates.uptime = NOW + read, MONTH + read
+        assert dates.undated(MONTH + made - parted) == pytest.approx(NOW + read - age, abs=0.2), read
+
+
+@given(st.integers(0, 300_000), st.floats(0, 0.9), st.floats(8, 500), st.booleans())
+def test_t29_a_log_daemon_that_was_late(boot: int, prompt: float, late: float, whole: bool) -> None:
+    """T29: it writes the date at which it gets to a record; the uptime tells when that was made."""
+    dates = Dates(NOW, live=True)
+
+    def told(made: float, written: float) -> float:
+        """What becomes of a record that was made and is written, and read at once, so long after NOW."""
+        dates.reference, dates.uptime = NOW + written, 5000.0 + written
+        head = dates.iso(*iso(NOW + written, whole))
+        assert head is not None
+        return dates.made(head, boot + made) - NOW
+
+    for second in range(5):
+        assert told(second, second + prompt) == pytest.approx(second + prompt, abs=0.01)
+    for again in range(20):
+        assert told(10.0 + again / 10, 10.0 + late) == pytest.approx(10.0 + again / 10, abs=2.0)
+    assert told(600.0, 600.0 + prompt) == pytest.approx(600.0 + prompt, abs=0.01)
+
+
+def iso(second: float, whole: bool) -> tuple[bytes, bytes | None, bytes]:
+    text = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(second)).encode()
+    return text, None if whole else b"%06d" % (second % 1 * 1_000_000), b"Z"
+
+
+def made(dates: Dates, later: float, uptime: float, step: float = 0.0) -> float:
+    """By how much a record that is written and read at once is older than that."""
+    dates.reference, dates.uptime = NOW + later + step, 5000.0 + later
+    return dates.reference - dates.made(dates.reference, uptime)
+
+
+def test_several_hosts_write_one_log() -> None:
+    """None of them is late because another one was started earlier."""
+    dates = Dates(NOW, live=True)
+    for later in range(100):
+        for host in (40.0, 5_000_000.0, 300.0, 70_000.0):
+            assert made(dates, later, host + later) == 0.0
+
+
+def test_a_host_that_is_started_anew() -> None:
+    dates = Dates(NOW, live=True)
+    assert [made(dates, later, uptime) for later, uptime in ((0, 900), (1, 901), (300, 2), (301, 3))] == [0.0] * 4
+    assert made(dates, 400, 50) == pytest.approx(52, abs=0.1)
+
+
+def test_the_clock_is_set_while_a_log_is_read() -> None:
+    """Its heads leap, and nothing was late."""
+    dates = Dates(NOW, live=True)
+    for later, step in enumerate((0.0, 3600.0, 3600.0, -86400.0, 0.0)):
+        assert made(dates, later, 900.0 + later, step) == 0.0
+
+
+def test_clocks_that_parted_are_known_again_after_a_while() -> None:
+    """A virtual machine was moved: else no knock would ever be in time again."""
+    dates = Dates(NOW, live=True)
+    assert made(dates, 0, 1000) == 0.0
+    ages = [made(dates, later, 900.5 + later) for later in range(100, 800, 10)]
+    assert ages[0] == pytest.approx(99.5, abs=0.1)
+    assert ages[-1] == 0.0
+
+
+def test_a_log_that_is_read_afterwards_is_taken_by_its_heads() -> None:
+    """There a boot, a sleep and a clock that was set look the same as a daemon that was late."""
+    dates = Dates(NOW, live=False)
+    assert dates.made(1000.0, 50.0) == 1000.0
+    assert dates.made(2000.0, 51.0) == 2000.0
+
+
+def test_t29_an_entry_that_journald_was_late_with() -> None:
+    """T29: what came three seconds after the record before, and was written a minute after that."""
+    dates = Dates(NOW, live=True)
+    assert dates.journal(b"boot", 1_000_000_000, 500_000_000, 500_000_000) == 1000.0
+    assert dates.journal(b"boot", 1_060_000_000, 560_000_000, 503_000_000) == pytest.approx(1003.0, abs=0.1)
+    assert dates.journal(b"boot", -1, 560_000_000, 503_000_000) is None

@@ -10,8 +10,9 @@ from ..config import Config
 from ..firewall import ruleset
 from ..firewall.sets import Sets
 from ..knock import Service
+from ..records import bare
 from .host import Host
-from .rules import Log, bare
+from .rules import Log
 
 _DEFAULT = Path("/etc/logknock/logknock.toml")
 

@@ -13,9 +13,10 @@ from ..errors import FirewallError
 from ..firewall.sets import GUARDED, WATCHED
 from ..knock import Door, Service, SetName
 from ..packet import TCP, UDP
+from ..records import bare
 from .case import Case
 from .finding import Finding, Level, counted, some
-from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, bare, networks_of, services_of
+from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, networks_of, services_of
 
 # What rules/logknock.nft makes, and what has to be in it.
 _CHAINS = ("guard", "guarded", "record", "tell", "trusted")

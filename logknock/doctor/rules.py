@@ -50,11 +50,6 @@ class Log(NamedTuple):
     limit: str = ""
 
 
-def bare(prefix: str) -> str:
-    """A prefix as two of them are compared: without blanks and a colon at its end."""
-    return prefix.rstrip().removesuffix(":").rstrip()
-
-
 class Match(Enum):
     """Whether a rule matches a new connection from outside."""
 

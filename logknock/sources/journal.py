@@ -21,6 +21,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from ..errors import NO_PERMISSION, UNAVAILABLE, SourceError
 from ..packet import Packet
 from ..records import MAX_LINE, Grammar
+from ..stamps import MAX_BOOTS, KernelClock
+from ..trusted_files import Untrusted, check_trusted
 
 if TYPE_CHECKING:
     from systemd import journal
@@ -43,16 +45,6 @@ _FIELD_BYTES = MAX_LINE + 64
 # How many of the newest entries are looked at on opening, to know how long journald usually takes.
 _PRIMING = 64
 
-# Boots whose clocks are remembered: one for this host; for a host that collects journals one a host and boot.
-_MAX_BOOTS = 4096
-
-# The kernel's log clock and CLOCK_MONOTONIC part by less than this: a crystal's error, which NTP takes out of one only.
-_DRIFT_PPM = 200
-# How long journald may take, before any entry of a boot has shown how long it does. Both clocks start at zero.
-_UNKNOWN_DELAY = 5_000_000  # us
-# When all entries of so long a time were late, they were not: the clocks were parted (a virtual machine that moved).
-_PARTED_AFTER = 600_000_000  # us
-
 # The journal's files are opened anew, at the same place, when they changed, when nobody looked for so long that the
 # kernel may have dropped what it had to say about files, and once in a while in any case: libsystemd forgets a file
 # that it could not read once, and does not see a directory that was not there when it was opened. It takes 0.2 ms.
@@ -74,47 +66,6 @@ _OTHER = "[log] journal.path is a journal's directory, or one of its files"
 _VERIFY = "`journalctl --verify` tells what is damaged"
 
 Receive = Callable[[Packet], None]
-
-
-class _Delay(NamedTuple):
-    """How long journald takes in one boot, in us: `least`, as of `at`; all were late since `since`, by `lowest`."""
-
-    least: int
-    at: int
-    lowest: int = 0
-    since: int | None = None
-
-
-class KernelClock:
-    """When a kernel's record was made, in wall time, though journald may have written its entry minutes later.
-
-    An entry has the time of its writing, by both clocks, and the time of the record by the kernel's log clock
-    (`_SOURCE_MONOTONIC_TIMESTAMP`). That clock is not CLOCK_MONOTONIC: after weeks they may be minutes apart. So the
-    difference says how late journald was only in comparison: what exceeds the least of the last time is lateness.
-    """
-
-    def __init__(self) -> None:
-        self._boots: dict[bytes, _Delay] = {}
-
-    def time(self, boot: bytes, realtime: int, monotonic: int, source: int) -> float:
-        """Seconds since the epoch when the record was made; `realtime` and `monotonic` are the entry's, all in us."""
-        late = self._late(boot, monotonic, monotonic - source)
-        return (realtime - late) / 1_000_000
-
-    def _late(self, boot: bytes, now: int, delay: int) -> int:
-        """By how much the entry took longer than entries do; learns from it."""
-        known = self._boots.get(boot)
-        if known is None:
-            _make_room(self._boots)
-            known = _Delay(_UNKNOWN_DELAY, 0)
-        usual = known.least + max(0, now - known.at) * _DRIFT_PPM // 1_000_000
-        if delay <= usual:
-            self._boots[boot] = _Delay(delay, now)
-            return 0
-        since, lowest = (now, delay) if known.since is None else (known.since, min(known.lowest, delay))
-        parted = now - since >= _PARTED_AFTER
-        self._boots[boot] = _Delay(lowest, now) if parted else _Delay(known.least, known.at, lowest, since)
-        return delay - usual
 
 
 class _Entry(NamedTuple):
@@ -152,7 +103,7 @@ class Journal:
     interval = _INTERVAL
 
     def __init__(self, grammar: Grammar, path: Path | None = None) -> None:
-        """Raises SourceError if there is no journal, or it may not be read."""
+        """Raises SourceError if there is no journal, or it may not be read, or others could have written it (T31)."""
         self.grammar = grammar
         self.name = _name(path)
         self.records = self.lost = self.ignored = 0
@@ -160,9 +111,10 @@ class Journal:
         self._clock = KernelClock()
         self._troubles: dict[str, _Trouble] = {}
         self._places: list[_Place] = []
-        self._unopened: SourceError | None = None  # why the last file that could not be opened could not
+        self._unopened: SourceError | None = None  # why a file could not be opened
         self._meet_files()
-        if not self._places:
+        if not self._places or isinstance(self._unopened, Untrusted):
+            self.close()
             raise self._unopened or _nothing(path)
         for place in self._places:
             for entry in place.start_at_end():
@@ -223,7 +175,8 @@ class Journal:
                 try:
                     self._places.append(_Place(file))
                 except SourceError as error:
-                    self._unopened = error
+                    if not isinstance(self._unopened, Untrusted):
+                        self._unopened = error
                     self._trouble(error.message)
 
     def _take(self, place: "_Place", entry: _Entry, receive: Receive) -> None:
@@ -327,13 +280,18 @@ class _Place:
     def refresh(self, *, at_once: bool = False) -> None:
         """Open the files anew if that is due, and stand where we stood.
 
-        Raises SourceError; those that are open stay so, until the next second.
+        Raises SourceError; those that are open stay so, until the next second, unless others could have written them.
         """
         now = time.monotonic()
         if not (at_once or self._changed or self._broken or self._lacks_a_file() or now - self._opened >= _REFRESH):
             return
         self._opened, self._changed = now, True
-        inode, reader = _inode(self.file), _open(self.file)
+        inode = _inode(self.file)
+        try:
+            reader = _open(self.file)
+        except Untrusted:  # nor is what is open any more
+            self._broken = True
+            raise
         self._reader.close()
         self._reader, self._inode = reader, inode
         self._changed = self._broken = False
@@ -380,7 +338,8 @@ class _Place:
             return False
         last = self._seen.get(entry.boot)
         if last is None:
-            _make_room(self._seen)
+            if len(self._seen) >= MAX_BOOTS:
+                del self._seen[next(iter(self._seen))]
         elif entry.monotonic < last or (entry.monotonic == last and self._resumed):
             return False
         self._resumed = False
@@ -429,12 +388,6 @@ def _entry(reader: "journal.Reader") -> _Entry:
     return _Entry(boot, reader._get_realtime(), monotonic, source)
 
 
-def _make_room(boots: dict[bytes, Any]) -> None:
-    """Forget the boot that was met first, if there are as many as may be."""
-    if len(boots) >= _MAX_BOOTS:
-        del boots[next(iter(boots))]
-
-
 def _words(error: OSError) -> str:
     return error.strerror or str(error)
 
@@ -481,7 +434,11 @@ def _inode(file: Path | None) -> tuple[int, int] | None:
 
 
 def _open(file: Path | None) -> "journal.Reader":
-    """A reader of this host's journal, or of a file and what was it before rotations. Raises SourceError."""
+    """A reader of this host's journal, or of a file and what was it before rotations. Raises SourceError (T31)."""
+    if file is not None:
+        _check_trusted(file)
+        for one in _older(file):
+            _check_trusted(one)
     return _with_matches(lambda journal: _reader_of(journal, file, siblings=True), file)
 
 
@@ -513,14 +470,29 @@ def _reader_of(journal: Any, file: Path | None, *, siblings: bool) -> "journal.R
         reader = journal.Reader(journal.SYSTEM | journal.LOCAL_ONLY)
         reader.fileno()  # from here on process() tells of files that come and go
         return reader
-    of_old = file.name.removesuffix(".journal") + "@"
-    older = [str(one) for one in _listed(file.parent) if one.name.startswith(of_old)] if siblings else []
+    older = [str(one) for one in _older(file)] if siblings else []
     try:
         return journal.Reader(files=[str(file), *older])
     except OSError:
         if not older:
             raise
         return journal.Reader(files=[str(file)])  # one of the older is damaged, or was deleted just now
+
+
+def _older(file: Path) -> list[Path]:
+    """What was the file before rotations."""
+    of_old = file.name.removesuffix(".journal") + "@"
+    return [one for one in _listed(file.parent) if one.name.startswith(of_old)]
+
+
+def _check_trusted(path: Path) -> None:
+    """Raises Untrusted (T31); SourceError where that cannot be known. What is not there is told of when it is read."""
+    try:
+        check_trusted(path)
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise _unreadable(path, error) from error
 
 
 def _nothing(path: Path | None) -> SourceError:

@@ -53,7 +53,7 @@ _FAILREGEX = r"IN=\S+ OUT= .*SRC=<HOST> DST=\S+ .*PROTO=(?:TCP|UDP) SPT=\d+ DPT=
 
 # What a line looks like, and the expression that fail2ban gets for it.
 _FORMATS = {
-    "rsyslog": ("{head} host kernel: [ 2247.519434] " + _KERNEL, r"kernel: (?:\[[ \d.]+\] )?logknock: " + _FAILREGEX),
+    "rsyslog": ("{head} host kernel: " + _KERNEL, r"kernel: (?:\[[ \d.]+\] )?logknock: " + _FAILREGEX),
     "rsyslog, ISO": ("{iso}.{micros:06}+00:00 host kernel: " + _KERNEL, "kernel: logknock: " + _FAILREGEX),
     "ulogd2, LOGEMU": ("{head} host " + _LOGEMU, "logknock: " + _FAILREGEX),
     "ulogd2, JSON": (

