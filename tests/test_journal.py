@@ -790,11 +790,13 @@ def test_a_file_that_was_unreadable_for_a_moment(journald: Journald, wire: Wire)
         sent = wire.send(5)
         in_the_journal(sent[-1], wire.prefix)
         journald.process.send_signal(signal.SIGSTOP)
-        content = file.read_bytes()
-        overwrite(file, 0x1000, os.urandom(len(content) - 0x1000))
-        assert not log.source.read(time.time(), log.packets.append)
-        overwrite(file, 0, content)
-        journald.process.send_signal(signal.SIGCONT)
+        try:
+            content = file.read_bytes()
+            overwrite(file, 0x1000, os.urandom(len(content) - 0x1000))
+            log.source.read(time.time(), log.packets.append)
+            overwrite(file, 0, content)
+        finally:
+            journald.process.send_signal(signal.SIGCONT)
         sent += wire.send()
         log.until_read(sent[-1])
         assert log.ports[1:] == sent
