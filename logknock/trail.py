@@ -292,37 +292,74 @@ class Kept(NamedTuple):
     told: Sequence[Told]
 
 
+class _Ended(NamedTuple):
+    """Attempts that ended without a packet of theirs."""
+
+    time: float
+    events: Sequence[Told]
+
+
+_Entry = tuple[Packet, Sequence[Told]] | _Ended
+
+
 class Memory:
     """The last packets of everybody, cheap to keep: one append each; findings are made of them when somebody asks."""
 
     def __init__(self, most: int = MAX_KEPT) -> None:
-        # A packet and what was said of it, or an attempt's end. What one packet can cause is apart from what took more.
-        self._beginnings: deque[tuple[Packet, Sequence[Told]] | Kept] = deque(maxlen=most)
-        self._further: deque[tuple[Packet, Sequence[Told]] | Kept] = deque(maxlen=most)
+        # What one packet can cause is apart from what took more.
+        self._beginnings: deque[_Entry] = deque(maxlen=most)
+        self._further: deque[_Entry] = deque(maxlen=most)
 
     def keep(self, packet: Packet, told: Sequence[Told]) -> None:
-        """Remember the packet for a while."""
-        if len(told) == 1 and type(told[0]) is Advanced and told[0].stage == 1:  # what a flood is made of
-            self._beginnings.append((packet, told))
-            return
-        for event in told:
-            if isinstance(event, Failed) and event.packet is None:  # it made another's attempt give way
-                self.keep_ended((event,), packet.time)
-        ring = self._further if any(map(_is_further, told)) else self._beginnings
-        ring.append((packet, told))
+        """Remember the packet for a while, and whom it made give way."""
+        further = not _is_first(packet, told) and any(map(_is_further, told))
+        (self._further if further else self._beginnings).append((packet, told))
 
     def keep_ended(self, events: Iterable[Event], now: float) -> None:
         """Remember attempts that have ended without a packet."""
+        few: list[Event] = []
+        many: list[Event] = []
         for event in events:
-            if isinstance(event, Failed):
-                ring = self._further if _is_further(event) else self._beginnings
-                ring.append(Kept(now, event.src, None, (event,)))
+            (few if _is_further(event) else many).append(event)
+        for ring, ended in ((self._further, few), (self._beginnings, many)):
+            if ended:
+                ring.append(_Ended(now, ended))
 
     def of(self, src: bytes) -> list[Kept]:
         """What is remembered of a source, in the order of coming."""
-        every = (entry for ring in (self._beginnings, self._further) for entry in ring)
-        kept = (each if isinstance(each, Kept) else Kept(each[0].time, each[0].src, *each) for each in every)
-        return sorted((each for each in kept if each.src == src), key=lambda each: each.time)
+        every = (kept for ring in (self._beginnings, self._further) for entry in ring for kept in _kept(entry, src))
+        return sorted(every, key=lambda kept: kept.time)
+
+
+def _kept(entry: _Entry, src: bytes) -> Iterator[Kept]:
+    """What an entry has of a source."""
+    if not isinstance(entry, _Ended):
+        packet, told = entry
+        if packet.src == src:
+            yield Kept(packet.time, src, packet, told)
+            return
+        if len(told) < 2:  # it made nobody give way
+            return
+        entry = _Ended(packet.time, told)
+    ended = [event for event in entry.events if isinstance(event, Failed) and event.packet is None and event.src == src]
+    if ended:
+        yield Kept(entry.time, src, None, ended)
+
+
+def _is_first(packet: Packet, told: Sequence[Told]) -> bool:
+    """Whether it was a first knock, perhaps of a source that had made one before, and nothing more."""
+    if len(told) == 1:
+        return type(told[0]) is Advanced and told[0].stage == 1
+    if len(told) != 2:
+        return False
+    ended, begun = told
+    return (
+        type(begun) is Advanced
+        and begun.stage == 1
+        and type(ended) is Failed
+        and ended.stage == 1
+        and ended.packet is packet
+    )
 
 
 def _is_further(told: Told) -> bool:
