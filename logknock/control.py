@@ -116,8 +116,9 @@ def _make_folder(path: Path) -> None:
 
 def _listen(path: Path) -> socket.socket:
     """A listening socket that only those may connect to who may ask; one that nobody answers at is replaced."""
-    server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
-    try:
+    with contextlib.ExitStack() as undo:
+        server = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        undo.callback(server.close)
         if path.is_socket():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
                 other.settimeout(1.0)
@@ -131,9 +132,7 @@ def _listen(path: Path) -> socket.socket:
             os.umask(before)
         _share(path)
         server.listen(_BACKLOG)
-    except BaseException:
-        server.close()
-        raise
+        undo.pop_all()
     return server
 
 

@@ -6,7 +6,7 @@ sources tell of it (T10). Rule 3: a source that fails is told of once and tried 
 
 import asyncio
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import partial
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -132,12 +132,11 @@ class Intake:
         """
         grammar = Grammar(config.wanted)
         found: dict[Key, Source] = {}
-        try:
+        with ExitStack() as undo:
+            undo.callback(self.discard, found)
             for key in _keys(config):
                 found[key] = self._sources.get(key) or self._open(key, config, grammar)
-        except BaseException:
-            self.discard(found)
-            raise
+            undo.pop_all()
         return found
 
     def discard(self, found: Mapping[Key, Source]) -> None:

@@ -211,11 +211,10 @@ def open_all(logs: Sequence[str], journal: Path | None, since: float, stack: Exi
         raise SourceError(f"{len(logs)} logs, and {MAX_LOGS} are the most", "cat them into standard input: -")
     if logs.count("-") > 1:
         raise SourceError("standard input is named twice", "name it once")
-    try:
-        return [_open(log, journal, since, stack) for log in logs]
-    except BaseException:
-        stack.close()
-        raise
+    with ExitStack() as opened:
+        found = [_open(log, journal, since, opened) for log in logs]
+        stack.enter_context(opened.pop_all())
+    return found
 
 
 def _open(log: str, journal: Path | None, since: float, stack: ExitStack) -> Log:
