@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from .knock import Service, SetName, TcpFlags, parse_port
-from .packet import PROTOCOLS
-from .records import bare
+from .packet import PROTOCOLS, bare
 
 # What nft 1.0.6 reads as a name, and the kernel's NFT_NAME_MAXLEN without its closing zero.
 _NFT_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")

@@ -63,6 +63,11 @@ def parse_address(text: str) -> bytes:
     return (mapped or address).packed
 
 
+def bare(prefix: str) -> str:
+    """A rule's prefix as it is compared: blanks around it and colons at its end do not count."""
+    return prefix.strip(" \t").rstrip(" \t:")
+
+
 def from_ip(data: bytes, time: float) -> Packet | None:
     """The packet that begins with the IP header at the start of `data`, which may be cut short behind the ports.
 

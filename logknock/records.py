@@ -20,7 +20,7 @@ from ipaddress import ip_address
 from itertools import product
 from typing import NamedTuple
 
-from .packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, URG, Packet
+from .packet import ACK, FIN, PSH, RST, SYN, TCP, UDP, URG, Packet, bare
 from .stamps import Dates
 
 # A longer line is no record. The kernel writes at most 1,023 bytes (nf_log_buf), and a journal entry as JSON, with all
@@ -101,11 +101,6 @@ _FRAGMENT = 0x3FFF  # more fragments follow, or the offset (RFC 791)
 _new = tuple.__new__  # what Packet(…) comes to, at a third of its cost
 _OCTETS = {b"%d" % number: number for number in range(256)}  # 010 and 256 are no octets
 _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
-
-
-def bare(prefix: str) -> str:
-    """A rule's prefix as it is compared: blanks around it and colons at its end do not count."""
-    return prefix.strip(" \t").rstrip(" \t:")
 
 
 class Grammar:

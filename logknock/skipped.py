@@ -9,7 +9,8 @@ from collections import Counter
 from enum import StrEnum
 
 from .errors import printable
-from .records import MAX_LINE, Wanted, bare
+from .packet import bare
+from .records import MAX_LINE, Wanted
 
 # Prefixes that are told apart, and how much of one is kept: a prefix of the kernel's has 29 letters at most, in
 # nftables 127.

@@ -26,7 +26,7 @@ ALLOWED: dict[str, set[str]] = {
     "toml_lines": set(),
     "toml_files": BASE | {"toml_lines"},
     "toml_tables": {"config_values", "toml_files", "toml_lines"},
-    "config_values": {"knock", "packet", "records"},
+    "config_values": {"knock", "packet"},
     "config": {"config_values", "knock", "packet", "records", "toml_files", "toml_tables"},
     "knockd_commands": {"knock", "packet"},
     "knockd_conf": {"knock", "knockd_commands", "packet"},

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from logknock.packet import TCP, UDP, Packet, address_text
-from logknock.records import MAX_LINE, Grammar, Wanted, bare
+from logknock.packet import TCP, UDP, Packet, address_text, bare
+from logknock.records import MAX_LINE, Grammar, Wanted
 from logknock.stamps import Dates
 
 from . import corpus_files

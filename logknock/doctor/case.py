@@ -10,7 +10,7 @@ from ..config import Config
 from ..firewall import ruleset
 from ..firewall.sets import Sets
 from ..knock import Service
-from ..records import bare
+from ..packet import bare
 from .host import Host
 from .rules import Log
 

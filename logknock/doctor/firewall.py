@@ -12,8 +12,7 @@ from ..config_values import Network
 from ..errors import FirewallError
 from ..firewall.sets import GUARDED, WATCHED
 from ..knock import Door, Service, SetName
-from ..packet import TCP, UDP
-from ..records import bare
+from ..packet import TCP, UDP, bare
 from .case import Case
 from .finding import Finding, Level, counted, some
 from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, networks_of, services_of

@@ -38,7 +38,7 @@ def trace(frame, event, argument):
 async def knock():
     daemon = Daemon(config, Reporter(StderrLog()))
     daemon._take_over()
-    daemon._oldest = 0.0
+    daemon._oldest, daemon._newest = 0.0, float("inf")
     while daemon._turns.work():
         pass
     src, dst = ip_address("198.51.100.1").packed, ip_address("10.99.0.1").packed
