@@ -45,7 +45,7 @@ ALLOWED: dict[str, set[str]] = {
     "timeline": {"knock", "trail"},
     "axis": {"timeline"},
     "plot": BASE | {"axis", "timeline"},
-    "skipped": BASE | {"records"},
+    "skipped": BASE | {"packet", "records"},
     "logs": BASE | {"lines", "packet", "records", "skipped", "sources", "stamps"},
     "replay": BASE
     | {"config_values", "copies", "firewall.sets", "knock", "logs", "onetime", "onetime_files", "packet", "records"}
