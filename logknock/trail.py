@@ -14,8 +14,9 @@ from typing import NamedTuple
 from .knock import Advanced, Attempt, Door, Event, Failed, Granted, Ignored, Reason, Revoked, Service, Spent, Why
 from .packet import Packet, address_text
 
-# What a running daemon remembers, in packets: 8,192 take 5 MB, and hold an hour of a usual host's background noise.
-MAX_KEPT = 8_192
+# What a running daemon remembers, in packets, of each of two kinds: 4,096 take 4 MB at worst, and hold an hour of a
+# usual host's background noise.
+MAX_KEPT = 4_096
 
 # Sources whose last attempt has timed out, so that a knock that comes too late is known for one.
 MAX_LATE = 4_096
