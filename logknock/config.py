@@ -14,13 +14,13 @@ from typing import Any, TypeVar
 from . import config_values as values
 from .config_values import Network, PortRange, parse_duration
 from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
-from .packet import UDP
+from .packet import TCP, UDP
 from .records import Wanted
 from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, read_files
 from .toml_tables import Table
 
 # What other rooms and their users need to load a configuration and to report what is wrong with it.
-__all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "load", "parse_duration"]
+__all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "Scan", "load", "parse_duration"]
 
 # Traps are elements of a set and names in a log: more of them than a quarter of all ports tell nothing more of a scan.
 MAX_TRAPS = 16_384
@@ -32,7 +32,12 @@ MAX_FILES = 1_024
 # the daemon would hear most of a scan.
 MAX_RATE = 1_000
 
+# Distinct ports after which a source is a scanner. Each is remembered for each source, so it is a bound on memory too.
+MAX_SCAN_PORTS = 64
+
 _DAY = 86_400
+
+_SSH = Service(TCP, 22)
 
 # How many doors an error lists, so that it stays readable.
 _MAX_NAMED = 8
@@ -49,6 +54,20 @@ class Firewall:
     exclude: tuple[PortRange, ...] = ()
     rate: int = 20
     burst: int = 40
+    guarded: tuple[Service, ...] = ()  # besides what the doors open
+    mark: int = 0  # the bit that the packets of grantees get; 0: what is guarded is dropped instead
+    record: bool = True  # whether our rules record knock ports and traps; else another firewall logs what it drops
+    restore: bool = True  # whether the daemon puts the rules back when somebody else has removed them
+
+
+@dataclass(frozen=True, slots=True)
+class Scan:
+    """Who is a scanner: so many distinct ports within so many seconds; banned for so many. No ports: nobody is."""
+
+    ports: int = 0
+    within: float = 60.0
+    ban: float = 3600.0
+    counts: frozenset[str] = frozenset({"syn"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,6 +83,7 @@ class Config:
     files: tuple[Path, ...]
     doors: tuple[Door, ...]
     firewall: Firewall
+    scan: Scan
     state: Path
     runtime: Path
     warnings: tuple[Problem, ...]
@@ -80,12 +100,19 @@ class Config:
     @property
     def guarded(self) -> frozenset[Service]:
         """The services that are closed to all but grantees."""
-        return frozenset(service for door in self.doors if door.guard for service in door.opens)
+        return frozenset(service for door in self.doors if door.guard for service in door.opens).union(
+            self.firewall.guarded
+        )
 
     @property
     def knocked(self) -> frozenset[Service]:
         """The services that some sequence knocks on, but for those in files of one-time sequences."""
         return frozenset(service for door in self.doors for service in door.sequence)
+
+    @property
+    def watched(self) -> frozenset[Service]:
+        """Of these the ones that our own rules record: none where another firewall's log is read."""
+        return self.knocked if self.firewall.record else frozenset()
 
     @property
     def onetime_files(self) -> tuple[Path, ...]:
@@ -96,25 +123,29 @@ class Config:
 def load(path: Path) -> Config:
     """Read the file and its neighbours conf.d/*.toml; raises ConfigError with every problem."""
     report = Report()
-    log, firewall, paths = (Table((name,), path, report) for name in ("log", "firewall", "paths"))
-    tables = _sort_in(read_files(path, report), {"log": log, "firewall": firewall, "paths": paths}, report)
+    shared = {name: Table((name,), path, report) for name in ("log", "firewall", "scan", "paths")}
+    log, firewall, scan, paths = shared.values()
+    tables = _sort_in(read_files(path, report), shared, report)
     doors = [(_door(table), table) for table in tables]
     config = Config(
         file=path,
         **_log(log),
         doors=tuple(door for door, _ in doors),
         firewall=_firewall(firewall),
+        scan=_scan(scan),
         state=paths.read("state", values.path("/var/lib/logknock"), Path("/var/lib/logknock")),
         runtime=paths.read("runtime", values.path("/run/logknock"), Path("/run/logknock")),
         warnings=(),
     )
-    for table in (log, firewall, paths, *tables):
+    for table in (*shared.values(), *tables):
         table.finish()
     if report.complete:
         _check_together(path, doors, report)
+        _check_guarded(config.firewall.guarded, firewall, doors)
     if report.errors:
         raise ConfigError(report.located(report.errors), report.exit_code)
-    _warn_of_scans(config.firewall.traps, firewall, doors)
+    if config.firewall.record:
+        _warn_of_scans(config.firewall.traps, firewall, doors)
     _warn_of_overlaps(doors)
     return replace(config, warnings=report.located(report.warnings))
 
@@ -150,6 +181,7 @@ def _sort_in(files: list[tuple[Path, dict[str, Any]]], merged: dict[str, Table],
 _DOOR = Door("", ())  # for its defaults
 _WANTED = Wanted()
 _FIREWALL = Firewall()
+_SCAN = Scan()
 
 
 def _log(table: Table) -> dict[str, Any]:
@@ -261,6 +293,20 @@ def _firewall(table: Table) -> Firewall:
         exclude=table.read_list("exclude", values.port_range),
         rate=table.read("rate", values.whole(1, MAX_RATE), _FIREWALL.rate),
         burst=table.read("burst", values.whole(1, MAX_RATE), _FIREWALL.burst),
+        guarded=table.read_list("guarded", values.service, repeats=False),
+        mark=table.read("mark", values.one_bit, _FIREWALL.mark),
+        record=table.read("record", values.switch, _FIREWALL.record),
+        restore=table.read("restore", values.switch, _FIREWALL.restore),
+    )
+
+
+def _scan(table: Table) -> Scan:
+    counts = values.some_of(values.one_of(values.SCANS, "kind of packet"))
+    return Scan(
+        ports=table.read("ports", values.whole(0, MAX_SCAN_PORTS), _SCAN.ports),
+        within=table.read("within", values.duration("1s", "1h"), _SCAN.within),
+        ban=table.read("ban", values.duration("1s", "365d"), _SCAN.ban),
+        counts=frozenset(table.read("counts", counts, tuple(_SCAN.counts))),
     )
 
 
@@ -285,6 +331,19 @@ def _check_together(path: Path, doors: _Doors, report: Report) -> None:
         for name in door.closes:
             if name not in names:
                 table.error("closes", f"there is no door {name!r}", f"the doors are: {shown}")
+
+
+def _check_guarded(guarded: tuple[Service, ...], firewall: Table, doors: _Doors) -> None:
+    """What is closed besides what the doors open: to all but the trusted, for good, if no door opens it."""
+    opened = {service for door, _ in doors for service in door.opens}
+    for at, service in enumerate(guarded):
+        if service == _SSH and service not in opened:
+            message = f"{service} is ssh, and no door opens it: it would be closed to you, too"
+            firewall.error("guarded", message, f'a door needs opens = ["{service}"]', item=at)
+        for door, table in doors:
+            if service in door.sequence:
+                message = f"{service} is guarded, by [firewall] guarded: a packet to it is no knock"
+                table.error("sequence", message, "knock on another port")
 
 
 def _warn_of_scans(traps: int, firewall: Table, doors: _Doors) -> None:

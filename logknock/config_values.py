@@ -85,6 +85,14 @@ def whole(low: int, high: int) -> Callable[[object], int]:
     return parse
 
 
+def one_bit(value: object) -> int:
+    """A bit of the packet mark, which has 32; 0: none."""
+    number = _of(int, value, "without quotes, like 0x10000")
+    if not 0 <= number < 1 << 32 or number & (number - 1):
+        raise WrongError(f"{number:#x} is not one bit of a mark", "write 0x10000, or another power of two below 2^32")
+    return number
+
+
 def parse_duration(written: str) -> float:
     """nft's notation (`30s`, `1h30m`, `2d`, `500ms`) in seconds; raises ValueError in words for the operator."""
     match = _DURATION.fullmatch(written)
@@ -207,6 +215,7 @@ def port_range(value: object) -> PortRange:
 
 SOURCES = ("nflog", "journal", "file", "stdin")
 DIRECTIONS = ("in", "forward", "out")
+SCANS = ("syn", "tcp", "udp")
 
 # Of sources, prefixes and log files: more of any is a mistake, and each file is looked at once a second.
 MAX_NAMED = 16

@@ -367,7 +367,7 @@ class Daemon:
             self._tell(str(problem), Level.WARNING)
         if not self._config.guarded:
             return  # the rules are the administrator's own
-        for name, wanted in ((WATCHED, self._config.knocked), (GUARDED, self._config.guarded)):
+        for name, wanted in ((WATCHED, self._config.watched), (GUARDED, self._config.guarded)):
             self._warn_of_missing(name, wanted)
 
     def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> None:
@@ -383,7 +383,7 @@ class Daemon:
     def _on_turn(self, door: str, file: str, sequence: Sequence | None) -> None:
         """Another one-time sequence counts, or none."""
         self._matcher.set_code(door, file, sequence)
-        if sequence and self._config.guarded:
+        if sequence and self._config.guarded and self._config.firewall.record:
             self._warn_of_missing(WATCHED, set(sequence))
 
     def _tell_counters(self) -> None:

@@ -286,5 +286,5 @@ def _from_elsewhere(loop: asyncio.AbstractEventLoop, look: Callable[[Key], None]
         loop.call_soon_threadsafe(look, key)
 
 
-def _all(src: bytes, proto: int, dport: int) -> bool:
+def _all(src: bytes, proto: int, dport: int, flags: int) -> bool:
     return True

@@ -427,8 +427,11 @@ class Matcher:
         """What the source was granted could not be opened: it may try again at once, whatever the door's cooldown."""
         self._cooling.pop((door, src), None)
 
-    def heeds(self, src: bytes, proto: int, dport: int) -> bool:
-        """Whether such a packet can change anything; who decodes packets in bulk need not even build the others."""
+    def heeds(self, src: bytes, proto: int, dport: int, flags: int = 0) -> bool:
+        """Whether such a packet can change anything; who decodes packets in bulk need not even build the others.
+
+        Whatever its TCP flags are: that a knock came with the wrong ones is told, too.
+        """
         if (proto, dport) in self._firsts:
             return True
         for members in self._crowd.by_stage:  # a loop: this runs for each packet of a flood

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from logknock.config import Config, ConfigError, Firewall, PortRange, load
+from logknock.config import Config, ConfigError, Firewall, PortRange, Scan, load
 from logknock.knock import Door, Service, SetName, TcpFlags
 from logknock.packet import FIN, SYN, TCP, UDP
 from logknock.records import Wanted
@@ -39,6 +39,15 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
         exclude = ["5353/udp", "6000-6010/tcp"]
         rate = 1000
         burst = 1
+        guarded = ["3306/tcp"]
+        mark = 0x80000000
+        record = false
+        restore = false
+        [scan]
+        ports = 5
+        within = "1s"
+        ban = "1d"
+        counts = ["syn", "udp"]
         [paths]
         state = "/var/lib/x"
         runtime = "/run/x"
@@ -81,7 +90,12 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
             exclude=(PortRange(UDP, 5353, 5353), PortRange(TCP, 6000, 6010)),
             rate=1000,
             burst=1,
+            guarded=(Service(TCP, 3306),),
+            mark=0x80000000,
+            record=False,
+            restore=False,
         ),
+        scan=Scan(ports=5, within=1.0, ban=86400.0, counts=frozenset({"syn", "udp"})),
         state=Path("/var/lib/x"),
         runtime=Path("/run/x"),
         doors=(
@@ -113,7 +127,7 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
         ),
         warnings=(),
     )
-    assert config.guarded == {Service(TCP, 80)}
+    assert config.guarded == {Service(TCP, 80), Service(TCP, 3306)}
     assert config.onetime_files == (Path("/x/anna"), Path("/x/ben"))
     assert config.knocked == {service for door in config.doors for service in door.sequence}
 
@@ -278,7 +292,7 @@ def test_the_same_door_in_two_files_is_an_error_that_names_both(tmp_path: Path) 
 good = st.sampled_from(
     ["7000/tcp", "22/tcp", "9/udp", "30s", "1h30m", "syn", "inet t s", "a", "b", "10.0.0.0/8", "::/0", "/x", "nflog"]
 )
-named = [field.name for kind in (Config, Firewall, Door) for field in fields(kind)]
+named = [field.name for kind in (Config, Firewall, Scan, Door) for field in fields(kind)]
 keys = st.sampled_from([*named, "log", "paths", "prefix", "a", "b"])
 shaped = st.dictionaries(keys, good | st.lists(good, max_size=4) | values, max_size=6)
 files = st.fixed_dictionaries(
@@ -286,6 +300,7 @@ files = st.fixed_dictionaries(
     optional={
         "log": shaped | values,
         "firewall": shaped | values,
+        "scan": shaped | values,
         "paths": shaped | values,
         "doors": st.dictionaries(keys, shaped, max_size=3) | values,
         "x": values,

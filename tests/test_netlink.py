@@ -15,7 +15,7 @@ from logknock.sources.nflog import Decoder
 from .test_packet import TCP_SYN, UDP_ONE, V4, V6, extension, ipv4, ipv6
 
 
-def everything(src: bytes, proto: int, dport: int) -> bool:
+def everything(src: bytes, proto: int, dport: int, flags: int) -> bool:
     return True
 
 
@@ -139,7 +139,7 @@ def test_only_what_is_heeded_becomes_a_packet() -> None:
     data = b"".join(record(LAYOUTS[0][1](number), number) for number in range(10))
     asked = []
 
-    def heeds(src: bytes, proto: int, dport: int) -> bool:
+    def heeds(src: bytes, proto: int, dport: int, flags: int) -> bool:
         asked.append((src, proto, dport))
         return len(asked) % 2 == 0
 
@@ -207,7 +207,7 @@ def test_what_is_heeded_may_change_from_packet_to_packet() -> None:
         live.add(packet.src)
         packets.append(packet)
 
-    def heeds(src: bytes, proto: int, dport: int) -> bool:
+    def heeds(src: bytes, proto: int, dport: int, flags: int) -> bool:
         return dport == 7000 or src in live
 
     payloads = [ipv4(UDP_ONE, 17), ipv4(TCP_SYN, 6), ipv4(UDP_ONE, 17), ipv4(UDP_ONE, 17)]

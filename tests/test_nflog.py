@@ -32,7 +32,7 @@ with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as s:
 """
 
 
-def everything(src: bytes, proto: int, dport: int) -> bool:
+def everything(src: bytes, proto: int, dport: int, flags: int) -> bool:
     return True
 
 
@@ -233,7 +233,7 @@ def test_what_came_from_a_source_can_be_asked_for_though_nobody_heeded_it(hosts:
     gateway, client = hosts
     gateway.nft(LOG_ALL)
     with gateway.inside():
-        found = Nflog(5, lambda src, proto, dport: False)
+        found = Nflog(5, lambda src, proto, dport, flags: False)
     try:
         client.python(SPOOF, *(f"198.51.100.{last}>{gateway.ipv4}:700{last}/tcp" for last in (7, 8, 7)))
         packets: list[Packet] = []

@@ -108,10 +108,8 @@ def _render(config: Config) -> tuple[str, str]:
         click.echo(f"logknock: warning: {printable(problem)}", err=True)
     traps = len(ruleset.traps(config, seed, listening, onetime))
     # Numbers only: the ports are the secret, and under systemd this goes to the journal.
-    summary = (
-        f"loaded: {len(config.guarded)} guarded, {len(config.knocked | onetime)} knock ports, {traps} traps; "
-        f"{config.logged_to}"
-    )
+    watched = len(config.watched | onetime) if config.firewall.record else 0
+    summary = f"loaded: {len(config.guarded)} guarded, {watched} knock ports, {traps} traps; {config.logged_to}"
     return ruleset.render(config, seed, listening, onetime), summary
 
 

@@ -51,7 +51,10 @@ def render(
 
     `onetime` is what the one-time sequences knock on.
     """
-    text = _rules_file().read_text(encoding="ascii")
+    mark = config.firewall.mark
+    text = _rules_file("mark.nft" if mark else "logknock.nft").read_text(encoding="ascii")
+    if mark:
+        text = _put(text, "meta mark set meta mark | 0x10000", f"meta mark set meta mark | {mark:#x}")
     rate, burst = config.firewall.rate, config.firewall.burst
     text = _put(text, "log group 5", _log_statement(config))
     for family in ("ip", "ip6"):
@@ -64,7 +67,7 @@ def render(
             _add("trusted4", [str(network) for network in trusted if network.version == 4]),
             _add("trusted6", [str(network) for network in trusted if network.version == 6]),
             _add("guarded", _elements(config.guarded)),
-            _add("watched", _elements(config.knocked.union(onetime))),
+            _add("watched", _elements(config.watched.union(onetime if config.firewall.record else ()))),
             _add("traps", _elements(traps(config, seed, listening, onetime))),
         )
     )
@@ -89,14 +92,14 @@ def traps(
     what a sequence or a door uses, what something listens on, and what the configuration excludes.
     """
     wanted = config.firewall.traps
-    if not wanted:
+    if not (wanted and config.firewall.record):
         return frozenset()
     knocked = config.knocked.union(onetime)
     opened = {service for door in config.doors for service in door.opens}
     excluded = {
         Service(ports.proto, port) for ports in config.firewall.exclude for port in range(ports.first, ports.last + 1)
     }
-    taken = opened.union(knocked, listening, excluded)
+    taken = opened.union(config.guarded, knocked, listening, excluded)
     beside = {service.port + step for service in knocked for step in (-1, 1)}
     chosen: set[Service] = set()
     for proto in {service.proto for service in knocked}:
@@ -113,10 +116,10 @@ def _shuffled_ports(seed: bytes, proto: int) -> list[int]:
     return sorted(range(1, _LAST_PORT + 1), key=lambda port: keys[port - 1])
 
 
-def _rules_file() -> Path:
+def _rules_file(name: str) -> Path:
     package = Path(__file__).parents[1]
-    installed = package / "rules" / "logknock.nft"
-    return installed if installed.exists() else package.parent / "rules" / "logknock.nft"
+    installed = package / "rules" / name
+    return installed if installed.exists() else package.parent / "rules" / name
 
 
 def _put(text: str, default: str, value: str) -> str:

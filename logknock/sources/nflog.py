@@ -61,7 +61,7 @@ _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMP = 29
 
 # Whether a packet from a source, of a protocol, to a port, can change anything at this moment.
-Heeds = Callable[[bytes, int, int], bool]
+Heeds = Callable[[bytes, int, int, int], bool]
 Receive = Callable[[Packet], None]
 
 
@@ -144,7 +144,7 @@ class Decoder:
             if number != expected:
                 self._miss(expected, number)
             expected = (number + 1) & 0xFFFFFFFF
-            if heeds(src, proto, dport):
+            if heeds(src, proto, dport, flags or 0):
                 time = seconds + micros / 1_000_000 if shape.timed else now
                 receive(Packet(time, src, dst, proto, sport, dport, flags or 0))
         self._expected = expected
@@ -167,7 +167,7 @@ class Decoder:
         if packet is None or _direction(found) not in self._directions:
             self.ignored += 1
             return
-        if self._heeds(packet.src, packet.proto, packet.dport):
+        if self._heeds(packet.src, packet.proto, packet.dport, packet.flags):
             receive(packet)
         learned = _shape(data)
         if learned is not None:
@@ -281,7 +281,7 @@ class Nflog:
         for now, data in list(self._recent):
             if src in data:
                 found: list[Packet] = []
-                decoder = self._decoder.successor(lambda source, proto, dport: source == src)
+                decoder = self._decoder.successor(lambda source, proto, dport, flags: source == src)
                 decoder.decode(memoryview(data), now, found.append)
                 yield from ((now, packet) for packet in found)
             yield now, None
