@@ -372,14 +372,22 @@ def test_the_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
 
 def test_every_key_is_documented_with_its_default(tmp_path: Path) -> None:
     """The keys of each table are those of the page's, in its table and in the block that writes out the defaults."""
-    _, hints = errors(write(tmp_path, "[log]\nzzz=1\n[firewall]\nzzz=1\n[paths]\nzzz=1\n[doors.ssh]\nzzz=1"))
+    _, hints = errors(
+        write(tmp_path, "[log]\nzzz=1\n[firewall]\nzzz=1\n[scan]\nzzz=1\n[paths]\nzzz=1\n[doors.ssh]\nzzz=1")
+    )
     known = [set(hint.removeprefix("known here: ").split(", ")) for hint in hints if hint.startswith("known here")]
     written = tomllib.loads(BLOCKS[-1])
-    tables = [written["log"], written["firewall"], written["paths"], written["doors"]["ssh"]]
-    absent = [{"journal", "file"}, set(), set(), {"onetime", "on_open_6", "on_close_6"}]  # left out is not any value
+    tables = [written["log"], written["firewall"], written["scan"], written["paths"], written["doors"]["ssh"]]
+    absent = [
+        {"journal", "file"},
+        set(),
+        set(),
+        set(),
+        {"onetime", "on_open_6", "on_close_6"},
+    ]  # left out is not any value
     assert [set(table) | more for table, more in zip(tables, absent, strict=True)] == known
     rows = dict(re.findall(r"^\| `(\w+)(?:\.path)?` \| `?(.*?)`? \|", PAGE.read_text(), re.MULTILINE))
-    del tables[3]["sequence"], tables[3]["opens"]
+    del tables[-1]["sequence"], tables[-1]["opens"]
     for key, default in ((key, default) for table in tables for key, default in table.items()):
         assert tomllib.loads(f"x = {rows[key]}") == {"x": default}
     assert rows.keys() == set().union(*known)
