@@ -185,6 +185,33 @@ class Failed(NamedTuple):
     attempt: "Attempt | None" = None
 
 
+class Evicted(NamedTuple):
+    """At `time` these sources gave way to others, with what they had begun; `stage` is that of the most advanced.
+
+    In a flood a thousand give way at a time, and hardly one of them is ever asked about: `failures` has what there is
+    to say of each.
+    """
+
+    time: float
+    stage: int
+    sources: tuple[bytes, ...]
+    attempts: tuple["Attempts", ...]  # of each of them
+
+    @property
+    def ended(self) -> int:
+        """How many attempts that were under way have ended with that, which is how many `failures` there are."""
+        several = [attempts for attempts in self.attempts if len(attempts) > 1]
+        return len(self.attempts) - len(several) + sum(not each.is_done for attempts in several for each in attempts)
+
+    def failures(self) -> Iterator[Failed]:
+        """What became of each attempt that was not done."""
+        for src, attempts in zip(self.sources, self.attempts, strict=True):
+            for attempt in attempts:
+                if not attempt.is_done:
+                    reason = Reason.EVICTED if attempt.expires > self.time else Reason.TIMEOUT
+                    yield Failed(src, attempt.step.doors, attempt.step.stage, reason, None, attempt)
+
+
 class Why(StrEnum):
     """Why a packet means nothing to an attempt, and leaves it as it is."""
 
@@ -229,7 +256,7 @@ class Revoked(NamedTuple):
     by: str
 
 
-Event = Advanced | Failed | Ignored | Spent | Granted | Revoked
+Event = Advanced | Failed | Evicted | Ignored | Spent | Granted | Revoked
 
 
 class _Terms(NamedTuple):
@@ -243,13 +270,26 @@ class _Terms(NamedTuple):
 class Step:
     """A beginning that one or more sequences share: what has been knocked, and what may follow."""
 
-    __slots__ = ("_shared", "completes", "doors", "path", "stage", "terms", "then", "tree")
+    __slots__ = (
+        "_mask",
+        "_shared",
+        "_target",
+        "_value",
+        "completes",
+        "doors",
+        "path",
+        "stage",
+        "terms",
+        "then",
+        "tree",
+    )
 
     def __init__(self, tree: object, path: Sequence, terms: _Terms) -> None:
         self.tree = tree  # the same object for all steps of one set of doors
         self.path = path
         self.stage = len(path)
         self.terms = terms
+        (self._mask, self._value), _, self._target = terms  # at hand: two look-ups less for each first knock
         self.doors: tuple[str, ...] = ()
         self.completes: tuple[tuple[Door, Code | None], ...] = ()
         self.then: dict[Service, Step] = {}
@@ -269,10 +309,9 @@ class Step:
 
     def passes_over(self, packet: Packet) -> Why | None:
         """Why the doors do not look at such a packet at all (it is neither a knock nor a wrong one); None: they do."""
-        flags, target = self.terms.flags, self.terms.target
-        if packet.proto == TCP and packet.flags & flags.mask != flags.value:
+        if packet.proto == TCP and packet.flags & self._mask != self._value:
             return Why.FLAGS
-        return Why.TARGET if target and packet.dst not in target else None
+        return Why.TARGET if self._target and packet.dst not in self._target else None
 
 
 class Attempt(NamedTuple):
@@ -299,6 +338,9 @@ class Attempt(NamedTuple):
 
 
 _FLOW = Struct("!BHH")
+
+# A NamedTuple's own constructor takes twice as long: with both of a first knock it is 4 % of all that this one costs.
+_new = tuple.__new__
 
 
 def _flow(packet: Packet) -> bytes:
@@ -350,27 +392,22 @@ class _Crowd:
         self.by_stage: list[dict[bytes, Attempts]] = [{}]
         self.size = 0
 
-    def find(self, src: bytes) -> Attempts:
-        for members in self.by_stage:
+    def find(self, src: bytes) -> tuple[int, Attempts]:
+        """Where the source stands, which a reload may have left behind what `_stage` says, and with what."""
+        for stage, members in enumerate(self.by_stage):
             if src in members:
-                return members[src]
-        return ()
+                return stage, members[src]
+        return 0, ()
 
-    def add(self, src: bytes, attempts: Attempts) -> None:
-        stage = _stage(attempts)
+    def add(self, src: bytes, attempts: Attempts, stage: int) -> None:
         while len(self.by_stage) <= stage:
             self.by_stage.append({})
         self.by_stage[stage][src] = attempts
         self.size += 1
 
-    def remove(self, src: bytes, attempts: Attempts) -> None:
-        del self.by_stage[_stage(attempts)][src]
+    def remove(self, src: bytes, stage: int) -> Attempts:
         self.size -= 1
-
-    def first(self, count: int) -> list[bytes]:
-        """Who gives way under pressure: the oldest of the lowest stage (T14), then of the next."""
-        everyone = (src for members in self.by_stage for src in members)
-        return list(islice(everyone, count))
+        return self.by_stage[stage].pop(src)
 
 
 class Matcher:
@@ -385,7 +422,7 @@ class Matcher:
         self._doors: dict[str, Door] = {}
         self._codes: dict[tuple[str, str], Code] = {}  # the one that counts now, by door and file
         self._planted: dict[tuple[Sequence, _Terms], Step] = {}
-        self._firsts: dict[tuple[int, int], tuple[Step, ...]] = {}
+        self._firsts: dict[int, dict[int, tuple[Step, ...]]] = {}  # by protocol and port
         self._steps: dict[Sequence, tuple[Step, ...]] = {}
         self._guarded: frozenset[Service] = frozenset()
         self._cooling: dict[tuple[str, bytes], float] = {}  # until when; no more of them than knockers
@@ -398,13 +435,14 @@ class Matcher:
 
     def attempts(self, src: bytes) -> Attempts:
         """What a source has begun."""
-        return self._crowd.find(src)
+        return self._crowd.find(src)[1]
 
     def set_doors(self, doors: Iterable[Door]) -> None:
         """Go on with these doors. An attempt goes on too wherever its knocks still begin some sequence."""
         self._doors = {door.name: door for door in doors}
         self._tree = object()
-        self._planted, self._firsts, self._steps = {}, {}, {}
+        self._planted, self._steps = {}, {}
+        self._firsts = {proto: {} for proto in PROTOCOL_NAMES}
         for door in self._doors.values():
             if door.sequence:
                 self._plant(door, door.sequence, None)
@@ -432,34 +470,37 @@ class Matcher:
 
         Whatever its TCP flags are: that a knock came with the wrong ones is told, too.
         """
-        if (proto, dport) in self._firsts:
+        if dport in self._firsts[proto]:
             return True
         for members in self._crowd.by_stage:  # a loop: this runs for each packet of a flood
             if src in members:
                 return True
         return False
 
+    def heeds_none(self, sources: Iterable[bytes], proto: int, dports: Iterable[int], flags: object = None) -> bool:
+        """Whether `heeds` is false of every packet from these sources to these ports: what most of a scan's are."""
+        if not self._firsts[proto].keys().isdisjoint(dports):
+            return False
+        return all(members.keys().isdisjoint(sources) for members in self._crowd.by_stage if members)
+
     def receive(self, packet: Packet) -> list[Event]:
         """What this packet does, in order: attempts it advances or ends, doors it opens or closes."""
-        src, time = packet.src, packet.time
-        before = self._crowd.find(src)
-        firsts = self._firsts.get((packet.proto, packet.dport), ())
+        time, src, _, proto, _, dport, _ = packet  # at once: each by its name takes half as long as all of them
+        firsts = self._firsts[proto].get(dport, ())
         events: list[Event] = []
-        after: Attempts = ()
-        if before:
-            after, resend = self._feed(before, packet, events)
-            if resend:
-                firsts = ()
-        for step in firsts:
-            why = step.passes_over(packet)
-            if why is None:
-                after += (self._reach(Attempt(step, time, time, _flow(packet)), packet, events),)
-            else:
-                events.append(Ignored(packet, step.doors, 0, why))
-        if before or after:
-            self._put(src, before, after)
-        if after and not before:
-            self._make_room(src, time, events)
+        for stage, members in enumerate(self._crowd.by_stage):
+            if src in members:
+                before = members[src]
+                after, resend = self._feed(before, packet, events)
+                if not resend:
+                    after += self._begin(firsts, packet, events)
+                self._put(src, stage, before, after)
+                return events
+        begun = self._begin(firsts, packet, events)
+        if begun:
+            self._add(src, begun)
+            if len(src) == 16 or self._crowd.size > self._max_knockers:
+                self._make_room(src, time, events)
         return events
 
     def expire(self, now: float) -> list[Event]:
@@ -468,7 +509,7 @@ class Matcher:
         For the log and for memory: call it once a second or so.
         """
         events: list[Event] = []
-        for members in self._crowd.by_stage:
+        for stage, members in enumerate(self._crowd.by_stage):
             for src, attempts in list(islice(members.items(), 2 * self._sweep)):
                 kept = tuple(attempt for attempt in attempts if attempt.expires > now)
                 if len(kept) == len(attempts):
@@ -476,11 +517,24 @@ class Matcher:
                 for attempt in attempts:
                     if attempt.expires <= now:
                         _report_end(src, attempt, Reason.TIMEOUT, None, events)
-                self._put(src, attempts, kept)
+                self._put(src, stage, attempts, kept)
         for key, until in list(islice(self._cooling.items(), 2 * self._sweep)):
             if until <= now:
                 del self._cooling[key]
         return events
+
+    def _begin(self, firsts: tuple[Step, ...], packet: Packet, events: list[Event]) -> Attempts:
+        """The attempts that the packet begins, where one of these steps is the first."""
+        begun: Attempts = ()
+        time, _, _, proto, sport, dport, _ = packet
+        for step in firsts:
+            why = step.passes_over(packet)
+            if why is None:
+                begun += (_new(Attempt, (step, time, time, _FLOW.pack(proto, sport, dport))),)
+                self._reach(step, packet, events)
+            else:
+                events.append(Ignored(packet, step.doors, 0, why))
+        return begun
 
     def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool]:
         """The source's attempts after the packet, and whether it was but a resend of a knock of one of them."""
@@ -498,18 +552,17 @@ class Matcher:
             elif isinstance(after, Reason):
                 _report_end(packet.src, attempt, after, packet, events)
             else:
-                kept.append(self._reach(after, packet, events))
+                self._reach(after.step, packet, events)
+                kept.append(after)
         if len(kept) > MAX_SEQUENCE:  # those that are done, of who knocks again and again: the oldest give way
             del kept[: len(kept) - MAX_SEQUENCE]
         return tuple(kept), resend
 
-    def _reach(self, attempt: Attempt, packet: Packet, events: list[Event]) -> Attempt:
-        """Report the step reached and what it completes; the attempt that goes on from there."""
-        step = attempt.step
-        events.append(Advanced(packet, step.doors, step.stage))
+    def _reach(self, step: Step, packet: Packet, events: list[Event]) -> None:
+        """Report the step reached and what it completes."""
+        events.append(_new(Advanced, (packet, step.doors, step.stage)))
         for door, code in step.completes:
             events.extend(self._complete(door, code, packet))
-        return attempt
 
     def _complete(self, door: Door, code: Code | None, packet: Packet) -> Iterator[Event]:
         """What the last knock of a sequence does."""
@@ -555,7 +608,7 @@ class Matcher:
                 step = self._planted[path, terms] = Step(self._tree, path, terms)
                 self._steps[path] = (*self._steps.get(path, ()), step)
                 if above is None:
-                    self._firsts[path[0]] = self._steps[path]
+                    self._firsts[path[0].proto][path[0].port] = self._steps[path]
                 else:
                     above.then[path[-1]] = step
             step.join(door.name)
@@ -589,10 +642,11 @@ class Matcher:
             del self._steps[path]
         if step.stage > 1:
             return
+        firsts, port = self._firsts[path[0].proto], path[0].port
         if left:
-            self._firsts[path[0]] = left
+            firsts[port] = left
         else:
-            del self._firsts[path[0]]
+            del firsts[port]
 
     def _renewed(self, attempt: Attempt) -> Attempt | None:
         """The attempt in terms of the doors as they are now: set_doors() leaves that to the first packet after it."""
@@ -604,22 +658,28 @@ class Matcher:
         now = next(iter(alike or same_path), None)
         return None if now is None else attempt._replace(step=now)
 
-    def _put(self, src: bytes, before: Attempts, after: Attempts) -> None:
-        """Make `after` the source's attempts, which `before` were."""
-        if before and after and before[0] is after[0] and _stage(before) == _stage(after):
+    def _put(self, src: bytes, stage: int, before: Attempts, after: Attempts) -> None:
+        """Make `after` the source's attempts, which `before` were, at this stage."""
+        if after and before[0] is after[0] and stage == _stage(after):
             # Nothing that makes it younger: it keeps its place in the order.
-            self._crowd.by_stage[_stage(after)][src] = after
+            self._crowd.by_stage[stage][src] = after
             return
-        if before:
-            self._crowd.remove(src, before)
-            if len(src) == 16:
-                self._leave_prefix(src, before)
+        self._remove(src, stage)
         if after:
-            self._crowd.add(src, after)
-            if len(src) == 16:
-                self._join_prefix(src, after)
+            self._add(src, after)
 
-    def _join_prefix(self, src: bytes, attempts: Attempts) -> None:
+    def _add(self, src: bytes, attempts: Attempts) -> None:
+        stage = _stage(attempts)
+        self._crowd.add(src, attempts, stage)
+        if len(src) == 16:
+            self._join_prefix(src, attempts, stage)
+
+    def _remove(self, src: bytes, stage: int) -> Attempts:
+        if len(src) == 16:
+            self._leave_prefix(src, stage)
+        return self._crowd.remove(src, stage)
+
+    def _join_prefix(self, src: bytes, attempts: Attempts, stage: int) -> None:
         prefix = src[:_PREFIX_BYTES]
         there = self._prefixes.get(prefix)
         if there is None:
@@ -627,15 +687,16 @@ class Matcher:
             return
         if isinstance(there, bytes):
             crowd = self._prefixes[prefix] = _Crowd()
-            crowd.add(there, self._crowd.find(there))
+            at, first = self._crowd.find(there)
+            crowd.add(there, first, at)
             there = crowd
-        there.add(src, attempts)
+        there.add(src, attempts, stage)
 
-    def _leave_prefix(self, src: bytes, attempts: Attempts) -> None:
+    def _leave_prefix(self, src: bytes, stage: int) -> None:
         prefix = src[:_PREFIX_BYTES]
         there = self._prefixes[prefix]
         if isinstance(there, _Crowd):
-            there.remove(src, attempts)
+            there.remove(src, stage)
             if there.size:
                 return
         del self._prefixes[prefix]
@@ -645,17 +706,20 @@ class Matcher:
         if len(src) == 16:
             crowd = self._prefixes[src[:_PREFIX_BYTES]]
             if isinstance(crowd, _Crowd) and crowd.size > MAX_KNOCKERS_PER_PREFIX:
-                self._evict(crowd.first(1), now, events)
+                self._evict(crowd, 1, now, events)
         if self._crowd.size > self._max_knockers:
-            self._evict(self._crowd.first(self._sweep), now, events)
+            self._evict(self._crowd, self._sweep, now, events)
 
-    def _evict(self, sources: list[bytes], now: float, events: list[Event]) -> None:
-        for src in sources:
-            attempts = self._crowd.find(src)
-            for attempt in attempts:
-                reason = Reason.EVICTED if attempt.expires > now else Reason.TIMEOUT
-                _report_end(src, attempt, reason, None, events)
-            self._put(src, attempts, ())
+    def _evict(self, crowd: _Crowd, count: int, now: float, events: list[Event]) -> None:
+        """So many of the crowd give way: the oldest of the lowest stage (T14), then of the next."""
+        for stage, members in enumerate(crowd.by_stage):
+            sources = tuple(islice(members, count))
+            attempts = tuple(self._remove(src, stage) for src in sources)
+            if stage and sources:
+                events.append(Evicted(now, stage, sources, attempts))
+            count -= len(sources)
+            if not count:
+                return
 
 
 def _stage(attempts: Attempts) -> int:

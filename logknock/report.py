@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from .knock import Advanced, Failed, Grant, Granted, Reason, Revoked, Service, Spent
+from .knock import Advanced, Evicted, Failed, Grant, Granted, Reason, Revoked, Service, Spent
 from .packet import address_text
 from .trail import Refused, Told
 
@@ -76,6 +76,20 @@ def closed(grant: Grant) -> Line:
 def revoked(grant: Grant, by: str) -> Line:
     """A grant was ended by the sequence of the door `by`."""
     return _line(Level.NOTICE, address_text(grant.src), grant.door, f"closed by {by}", "closed", BY=by)
+
+
+def ban_made(whom: str, seconds: float, why: str) -> Line:
+    """Somebody is banned; whom: an address, or an IPv6 prefix."""
+    return _ban_line(whom, f"banned for {seconds:g} s: {why}", "banned", TIMEOUT=f"{seconds:g}", REASON=why)
+
+
+def ban_lifted(whom: str, why: str) -> Line:
+    """A ban was lifted before its end."""
+    return _ban_line(whom, f"no longer banned: {why}", "unbanned", REASON=why)
+
+
+def _ban_line(whom: str, words: str, event: str, **fields: str) -> Line:
+    return Line(Level.NOTICE, f"{whom}: {words}", {"SRC": whom, "EVENT": event, **fields})
 
 
 def command(door: str, src: bytes, text: str, *, bad: bool) -> Line:
@@ -181,10 +195,14 @@ class Reporter:
             routine = isinstance(event, (Advanced, Failed))
             if routine and self._routine_left <= 0:
                 self._left_out += 1
-                continue
-            for line in lines(event):
-                self._routine_left -= routine
-                self._log.write(line)
+            elif not isinstance(event, Evicted):
+                for line in lines(event):
+                    self._routine_left -= routine
+                    self._log.write(line)
+            elif self._routine_left <= 0:
+                self._left_out += event.ended
+            else:
+                self.tell(event.failures())
 
     def write(self, line: Line) -> None:
         """Tell something that no attacker can cause at will."""

@@ -11,7 +11,21 @@ from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
-from .knock import Advanced, Attempt, Door, Event, Failed, Granted, Ignored, Reason, Revoked, Service, Spent, Why
+from .knock import (
+    Advanced,
+    Attempt,
+    Door,
+    Event,
+    Evicted,
+    Failed,
+    Granted,
+    Ignored,
+    Reason,
+    Revoked,
+    Service,
+    Spent,
+    Why,
+)
 from .packet import Packet, address_text
 
 # What a running daemon remembers, in packets, of each of two kinds: 4,096 take 4 MB at worst, and hold an hour of a
@@ -156,6 +170,9 @@ class Trail:
                 for door in _shown(doors):
                     words = self._failure(door, reason, cause, attempt)
                     yield self._finding(time, cause, _REASONS[reason], words, door, stage, src)
+            case Evicted():
+                for failure in event.failures():
+                    yield from self._tell(time, None, failure)
             case Ignored(_, doors, stage, why):
                 for door in _shown(doors):
                     words = f"means nothing: {why}{self._aim(door) if why is Why.TARGET else ''}"
@@ -300,7 +317,7 @@ class _Ended(NamedTuple):
     events: Sequence[Told]
 
 
-_Entry = tuple[Packet, Sequence[Told]] | _Ended
+_Entry = Advanced | tuple[Packet, Sequence[Told]] | _Ended
 
 
 class Memory:
@@ -313,6 +330,9 @@ class Memory:
 
     def keep(self, packet: Packet, told: Sequence[Told]) -> None:
         """Remember the packet for a while, and whom it made give way."""
+        if len(told) == 1 and type(told[0]) is Advanced and told[0].stage == 1:  # as in a flood: nothing else is kept
+            self._beginnings.append(told[0])
+            return
         further = not _is_first(packet, told) and any(map(_is_further, told))
         (self._further if further else self._beginnings).append((packet, told))
 
@@ -334,6 +354,8 @@ class Memory:
 
 def _kept(entry: _Entry, src: bytes) -> Iterator[Kept]:
     """What an entry has of a source."""
+    if isinstance(entry, Advanced):
+        entry = (entry.packet, (entry,))
     if not isinstance(entry, _Ended):
         packet, told = entry
         if packet.src == src:
@@ -342,15 +364,22 @@ def _kept(entry: _Entry, src: bytes) -> Iterator[Kept]:
         if len(told) < 2:  # it made nobody give way
             return
         entry = _Ended(packet.time, told)
-    ended = [event for event in entry.events if isinstance(event, Failed) and event.packet is None and event.src == src]
+    ended = [failed for failed in _failures(entry.events, src) if failed.packet is None]
     if ended:
         yield Kept(entry.time, src, None, ended)
 
 
+def _failures(events: Iterable[Told], src: bytes) -> Iterator[Failed]:
+    """Those of a source."""
+    for event in events:
+        if isinstance(event, Failed) and event.src == src:
+            yield event
+        elif isinstance(event, Evicted) and src in event.sources:
+            yield from _failures(event.failures(), src)
+
+
 def _is_first(packet: Packet, told: Sequence[Told]) -> bool:
-    """Whether it was a first knock, perhaps of a source that had made one before, and nothing more."""
-    if len(told) == 1:
-        return type(told[0]) is Advanced and told[0].stage == 1
+    """Whether it was a first knock of a source that had made one before, and nothing more."""
     if len(told) != 2:
         return False
     ended, begun = told
@@ -365,6 +394,6 @@ def _is_first(packet: Packet, told: Sequence[Told]) -> bool:
 
 def _is_further(told: Told) -> bool:
     """Whether it took more than one packet."""
-    if isinstance(told, (Advanced, Failed, Ignored)):
+    if isinstance(told, (Advanced, Failed, Evicted, Ignored)):
         return told.stage > 1
     return not isinstance(told, Stale)

@@ -19,6 +19,7 @@ from logknock.knock import (
     Code,
     Door,
     Event,
+    Evicted,
     Failed,
     Granted,
     Ignored,
@@ -326,8 +327,10 @@ def test_t14_of_one_stage_the_oldest_gives_way() -> None:
     for number in range(150):
         matcher.receive(spoofed(number, 0.1))
     play(matcher, "0.2:b:7000")
-    evicted = [event for number in range(150, 170) for event in matcher.receive(spoofed(number, 0.3))]
-    assert any(isinstance(event, Failed) and event.src == source("a") for event in evicted)
+    events = [event for number in range(150, 170) for event in matcher.receive(spoofed(number, 0.3))]
+    evicted = [failed for event in events if isinstance(event, Evicted) for failed in event.failures()]
+    assert [failed.reason for failed in evicted if failed.src == source("a")] == [Reason.EVICTED]
+    assert sum(event.ended for event in events if isinstance(event, Evicted)) == len(evicted)
     assert opened(play(matcher, "1:b:8000 2:b:9000/udp 2:a:8000 2:a:9000/udp")) == "ssh@b"
 
 
@@ -491,6 +494,19 @@ def test_a_one_time_sequence_can_begin_like_a_doors_own() -> None:
     assert opened(play(matcher, "20:c:7000 20:c:8000 20:c:9000/udp 21:c:7000 21:c:8000 21:c:1")) == "ssh@c"
 
 
+@pytest.mark.parametrize("turns", [("1 2 3", ""), ("", "1 2 3"), ("1 2 3", "1 2 4")])
+def test_a_turn_in_the_midst_of_an_attempt_leaves_the_books_right(turns: tuple[str, str]) -> None:
+    """A one-time sequence that goes on from where a door's own ends: what was complete is not, or the other way."""
+    matcher = Matcher([ONETIME, door("own", "1 2")])
+    before, after = (sequence(knocks) or None for knocks in turns)
+    matcher.set_code("once", "alice", before)
+    play(matcher, "0:a:1 0:b:1 0:c:1 1:a:2 1:b:2 1:c:2")
+    matcher.set_code("once", "alice", after)
+    play(matcher, "2:a:5")
+    matcher.expire(60.0)
+    assert matcher.knockers == 0
+
+
 def test_t36_one_time_sequences_outlive_a_reload_where_their_file_does() -> None:
     matcher = with_codes(alice="1 2 3", bob="4 5 6")
     play(matcher, "0:a:1 1:a:2")
@@ -522,7 +538,7 @@ def shape(matcher: Matcher) -> object:
          for path, steps in matcher._steps.items()},
         {path: {frozenset(end[1] for end in step.completes) for step in steps}
          for path, steps in matcher._steps.items()},
-        {first: len(steps) for first, steps in matcher._firsts.items()},
+        {(proto, port): len(steps) for proto, firsts in matcher._firsts.items() for port, steps in firsts.items()},
         {key[0] for key in matcher._planted},
     )  # fmt: skip
 
@@ -606,21 +622,75 @@ def test_who_is_not_heeded_changes_nothing(sent: list[tuple[float, str, int]]) -
         assert heeded or not events
 
 
-@given(
-    st.lists(
-        st.builds(
-            Packet,
-            st.floats(0, 60),
-            st.sampled_from([source(name) for name in SOURCES]),
-            st.just(DST),
-            st.sampled_from([TCP, UDP]),
-            st.integers(0, 3),
-            st.sampled_from([7000, 8000, 9000, 22, 5]),
-            st.integers(0, 255),
-        ),
-        max_size=60,
-    )
+PACKETS = st.lists(
+    st.builds(
+        Packet,
+        st.floats(0, 60),
+        st.sampled_from([source(name) for name in SOURCES]),
+        st.just(DST),
+        st.sampled_from([TCP, UDP]),
+        st.integers(0, 3),
+        st.sampled_from([7000, 8000, 9000, 22, 5]),
+        st.integers(0, 255),
+    ),
+    max_size=60,
 )
+
+
+@given(PACKETS, PACKETS)
+def test_no_packet_is_heeded_where_none_is(before: list[Packet], sent: list[Packet]) -> None:
+    """What lets the source skip many at a time: heeds_none() is what heeds() says of each."""
+    matcher = Matcher([SSH, ALL_TCP])
+    for packet in before:
+        matcher.receive(packet)
+    for proto in (TCP, UDP):
+        some = [packet for packet in sent if packet.proto == proto]
+        heeded = any(matcher.heeds(packet.src, proto, packet.dport) for packet in some)
+        assert matcher.heeds_none([packet.src for packet in some], proto, [packet.dport for packet in some]) != heeded
+
+
+@pytest.mark.parametrize("story", ["0:a:7000", "0:a:7000 1:a:8000", "0:a:7000 1:a:8000 2:a:9000/udp"])
+def test_who_has_begun_is_heeded_at_whatever_stage(story: str) -> None:
+    matcher = Matcher([SSH])
+    play(matcher, story)
+    assert not matcher.heeds_none([source("b"), source("a")], TCP, [5, 5])
+    assert matcher.heeds_none([source("b"), source("c")], TCP, [5, 5])
+
+
+def test_of_whom_several_attempts_give_way_each_is_told_of() -> None:
+    """T14: a crowd of nothing but second stages, in which two give way at a time. What is done has nothing to tell."""
+    doors = [SSH, door("slow", "7000 8000 5", seq_timeout=99.0), door("done", "7000 8000", seq_timeout=50.0)]
+    matcher = Matcher(doors, max_knockers=32)
+    for number in range(32):
+        first = spoofed(number, 0.0)
+        matcher.receive(first)
+        matcher.receive(first._replace(dport=8000))
+    evicted = [event for event in matcher.receive(spoofed(99, 20.0)) if isinstance(event, Evicted)]
+    gone = [(event.stage, event.sources) for event in evicted]
+    assert gone == [(1, (spoofed(99, 0).src,)), (2, (spoofed(0, 0).src,))]
+    assert [event.ended for event in evicted] == [3, 2]
+    assert reasons(failed for event in evicted for failed in event.failures()) == [
+        *[Reason.EVICTED] * 3,
+        Reason.TIMEOUT,
+        Reason.EVICTED,
+    ]
+
+
+@given(PACKETS)
+def test_who_gives_way_is_told_of_with_what_was_begun(sent: list[Packet]) -> None:
+    matcher = Matcher([SSH, ALL_TCP], max_knockers=1)
+    for packet in sent:
+        before = {src: matcher.attempts(src) for src in map(source, SOURCES)}
+        for event in matcher.receive(packet):
+            if isinstance(event, Evicted) and packet.src not in event.sources:
+                under_way = [(src, each) for src in event.sources for each in before[src] if not each.is_done]
+                assert [(failed.src, failed.attempt) for failed in event.failures()] == under_way
+                assert event.ended == len(under_way)
+                assert event.stage == max(each.step.stage for _, each in under_way)
+                assert not any(map(matcher.attempts, event.sources))
+
+
+@given(PACKETS)
 def test_any_packets_leave_the_books_right(sent: list[Packet]) -> None:
     """Whatever comes, in whatever order of time: no exception, and no source is counted that has nothing under way."""
     matcher = Matcher([SSH, ALL_TCP, door("again", "7000 7000 8000")], max_knockers=2)

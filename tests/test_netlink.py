@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logknock import netlink
+from logknock.knock import Door, Matcher, Service
 from logknock.netlink import attribute, attributes, message, messages, nested, refusal
 from logknock.packet import SYN, TCP, UDP, Packet
 from logknock.sources.nflog import Decoder
@@ -214,6 +215,75 @@ def test_what_is_heeded_may_change_from_packet_to_packet() -> None:
     data = b"".join(record(payload, number) for number, payload in enumerate(payloads * 2))
     Decoder(heeds).decode(memoryview(data), 7.0, receive)
     assert [packet.dport for packet in packets] == [7000, 9000, 9000, 9000, 7000, 9000, 9000]
+
+
+DOOR = Door("ssh", tuple(Service(TCP, port) for port in (7000, 8000, 9000)), opens=(Service(TCP, 22),))
+
+
+def packet(version: int, proto: int, source: int, sport: int, dport: int) -> bytes:
+    """An IP packet whose source's last byte is this one."""
+    data = struct.pack("!HH", sport, dport) + {TCP: TCP_SYN, UDP: UDP_ONE}[proto][4:]
+    made = bytearray((ipv4 if version == 4 else ipv6)(data, proto))
+    made[15 if version == 4 else 23] = source
+    return bytes(made)
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([4, 4, 4, 6]),
+            st.sampled_from([TCP, TCP, TCP, UDP]),
+            st.sampled_from([1, 1, 1, 2]),  # sources
+            st.sampled_from([7000, 8000, 9000, 5, 5, 5]),
+            st.sampled_from([1, 1, 1, 2]),  # from each record's number to the next
+            st.sampled_from([1, 2, 7, 40]),  # how many there are
+        ),
+        max_size=20,
+    )
+)
+def test_what_is_passed_over_in_bulk_could_have_changed_nothing(
+    runs: list[tuple[int, int, int, int, int, int]],
+) -> None:
+    """Whether or not many are passed over at a time: the same packets matter, and the counts are the same."""
+    data, number = b"", 0
+    for version, proto, sources, dport, step, many in runs:
+        for each in range(many):
+            data += record(packet(version, proto, each % sources, number, dport), number)
+            number += step
+    ends = [received(data, in_bulk) for in_bulk in (True, False)]
+    assert ends[0] == ends[1]
+
+
+def received(data: bytes, in_bulk: bool) -> tuple[list[Packet], int, int, int]:
+    """The packets that a matcher was given of a delivery, and what was counted."""
+    matcher, packets = Matcher([DOOR], max_knockers=2), []
+    decoder = Decoder(matcher.heeds, heeds_none=matcher.heeds_none if in_bulk else None)
+
+    def receive(sent: Packet) -> None:
+        packets.append(sent)
+        matcher.receive(sent)
+
+    decoder.decode(memoryview(data), 7.0, receive)
+    return packets, decoder.records, decoder.lost, decoder.ignored
+
+
+def test_of_a_scan_few_are_asked_about_one_by_one() -> None:
+    asked: list[int] = []
+
+    def heeds(src: bytes, proto: int, dport: int, flags: int) -> bool:
+        asked.append(dport)
+        return dport == 7000
+
+    def heeds_none(sources: tuple[bytes, ...], proto: int, dports: tuple[int, ...], flags: memoryview) -> bool:
+        assert (bytes(flags), len(sources)) == (bytes((SYN,)) * len(dports), len(dports))
+        return 7000 not in dports
+
+    decoder = Decoder(heeds, heeds_none=heeds_none)
+    ports = [*range(1000, 1700), 7000, *range(2000, 2300)]
+    data = b"".join(record(packet(4, TCP, 1, 1, port), number) for number, port in enumerate(ports))
+    assert [found.dport for found in decode(decoder, data)] == [7000]
+    assert len(asked) < 300
+    assert (decoder.records, decoder.lost) == (1001, 0)
 
 
 def test_shapes_that_an_attacker_makes_up_are_bounded() -> None:

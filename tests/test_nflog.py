@@ -10,6 +10,7 @@ import pytest
 from logknock.errors import NO_PERMISSION, UNAVAILABLE, SourceError
 from logknock.netlink import NETLINK_NETFILTER
 from logknock.packet import SYN, TCP, UDP, Packet
+from logknock.sources import nflog
 from logknock.sources.nflog import Nflog
 
 from .e2e.world import SPOOF, until
@@ -107,6 +108,20 @@ def test_a_flood_comes_in_batches_and_quiet_returns(hosts: tuple[Host, Host], so
     client.python(SPOOF, f"198.51.100.7>{gateway.ipv4}:7000/tcp")
     packets = collect(source, lambda found: any(packet.dport == 7000 for packet in found))
     assert packets[-1].time >= sent - 1
+
+
+def test_a_read_ends_with_the_delivery_in_which_its_time_is_over(
+    hosts: tuple[Host, Host], source: Nflog, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Whoever asks the daemon something in a flood waits for a few reads: none of them may be as long as the flood."""
+    gateway, client = hosts
+    monkeypatch.setattr(nflog, "_READ_FOR", 0.0)
+    client.python(SPOOF, *(f"198.51.100.{number}>{gateway.ipv4}:7000/tcp" for number in range(8)))
+    packets: list[Packet] = []
+    until(lambda: source.read(time.time(), packets.append) or packets, "the first packet")
+    for count in range(2, 9):
+        source.read(time.time(), packets.append)
+        assert len(packets) == count, "quiet: a delivery is a packet"
 
 
 def test_t30_what_the_kernel_could_not_deliver_is_counted(hosts: tuple[Host, Host], source: Nflog) -> None:

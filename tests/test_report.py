@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from logknock.knock import Advanced, Event, Failed, Grant, Granted, Reason, Revoked
+from logknock.knock import Advanced, Door, Event, Evicted, Failed, Grant, Granted, Matcher, Reason, Revoked, Service
 from logknock.packet import SYN, TCP, Packet
 from logknock.report import (
     ROUTINE_LINES_PER_SECOND,
@@ -83,6 +83,21 @@ def test_the_words_for_what_the_daemon_does() -> None:
 def test_fields_are_the_events_facts() -> None:
     (line,) = lines(Failed(SRC, ("ssh",), 1, Reason.WRONG, PACKET))
     assert line.fields == {"SRC": "192.0.2.7", "DOOR": "ssh", "EVENT": "failed", "STAGE": "1", "REASON": "wrong port"}
+
+
+def test_those_who_give_way_to_a_flood_have_a_line_each_and_are_counted_where_there_is_none_left() -> None:
+    kept = Kept()
+    reporter, matcher = Reporter(kept), Matcher([Door("ssh", (Service(TCP, 7001),) * 2)], max_knockers=1600)
+    events: list[Event] = []
+    for number in range(1601):
+        events += matcher.receive(PACKET._replace(src=number.to_bytes(4, "big")))
+    (evicted,) = [event for event in events if isinstance(event, Evicted)]
+    assert evicted.ended == ROUTINE_LINES_PER_SECOND
+    reporter.tell([*events[:50], evicted])
+    assert kept.lines[-1].text == "0.0.0.49: ssh: too many attempts (stage 1)"
+    reporter.tell([evicted])
+    reporter.settle()
+    assert kept.lines[-1].fields == {"LEFT_OUT": str(50 + ROUTINE_LINES_PER_SECOND)}
 
 
 def test_a_flood_of_attempts_is_summed_up_and_openings_are_not() -> None:

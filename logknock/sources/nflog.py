@@ -15,6 +15,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from struct import Struct, calcsize
+from time import monotonic
 from typing import NamedTuple
 
 from .. import netlink
@@ -44,8 +45,9 @@ _QUIET_BELOW = 500
 # What waits to be read while others have the processor, in the kernel's memory: some seconds of 150,000 packets each.
 _RECEIVE_BUFFER = 64 * 1024 * 1024
 
-# One read() returns after so many records or deliveries, so that timers and signals have their turn: about 2 ms.
-_RECORDS_PER_READ = 512
+# One read() returns with the first delivery that ends so many seconds after its beginning, or after so many deliveries,
+# so that timers, signals and questions have their turn. (A delivery of first knocks takes 2 ms or so by itself.)
+_READ_FOR = 0.001
 _DELIVERIES_PER_READ = 128
 
 # Shapes of messages that are known how to unpack: by length, by interface and neighbour. An attacker on the same wire
@@ -60,17 +62,29 @@ _RECENT_DELIVERIES = 4_096
 _SO_RCVBUFFORCE = 33
 _SO_TIMESTAMP = 29
 
+# Messages of one shape are unpacked in parts, each twice as large as the last. Where nothing of a part was heeded,
+# as in a scan, there is perhaps nothing in the next one either: to see that takes two thirds of asking for each packet.
+_FIRST_PART, _LARGEST_PART = 4, 128
+
 # Whether a packet from a source, of a protocol, to a port, can change anything at this moment.
 Heeds = Callable[[bytes, int, int, int], bool]
+# Whether that is false of all packets from these sources, of a protocol, to these ports, with a byte of flags each.
+HeedsNone = Callable[[tuple[bytes, ...], int, tuple[int, ...], memoryview], bool]
 Receive = Callable[[Packet], None]
 
 
 class _Shape(NamedTuple):
-    """How to unpack messages that are alike: a Struct that repeats, and the parts of it that must be the same."""
+    """How to unpack messages that are alike: a Struct that repeats, and the parts of it that must be the same.
+
+    look: another that unpacks no more than these, the number, the source and the destination port. flags: where in a
+    message TCP's are.
+    """
 
     unpack: Struct
+    look: Struct
     same: tuple[bytes, ...]
     proto: int
+    flags: int
     timed: bool
 
 
@@ -95,12 +109,16 @@ class _Marks(NamedTuple):
 class Decoder:
     """Netlink messages to Packets; counts what it sees. Holds no descriptor.
 
+    heeds_none: saves asking `heeds` for each packet; None: it is asked for each.
     directions: which packets count: `in` those that came in for this host, `forward` those that are routed on, `out`
     those that were made here (T25).
     """
 
-    def __init__(self, heeds: Heeds, directions: frozenset[str] = frozenset({"in"})) -> None:
+    def __init__(
+        self, heeds: Heeds, directions: frozenset[str] = frozenset({"in"}), heeds_none: HeedsNone | None = None
+    ) -> None:
         self._heeds = heeds
+        self._heeds_none = heeds_none
         self._directions = directions
         self.records = 0
         self.lost = 0
@@ -135,9 +153,24 @@ class Decoder:
         shape = self._shapes.get(marks.key(run)) if marks and run else None
         if shape is None:
             return 0
+        stride, at, part, quiet = shape.unpack.size, 0, _FIRST_PART, False
+        while at < len(run):
+            messages = run[at : at + part * stride]
+            if not (quiet and self._is_noise(messages, shape)):
+                taken, quiet = self._decode_part(messages, shape, now, receive)
+                if taken * stride < len(messages):
+                    at += taken * stride
+                    break
+            at += len(messages)
+            part = min(2 * part, _LARGEST_PART)
+        self.records += at // stride
+        return at // stride
+
+    def _decode_part(self, messages: memoryview, shape: _Shape, now: float, receive: Receive) -> tuple[int, bool]:
+        """Unpack messages for as long as they are of the shape; how many were, and whether none of them was heeded."""
         heeds, expected, proto, same = self._heeds, self._expected, shape.proto, shape.same
-        taken = 0
-        for a, seconds, micros, b, number, c, d, e, src, dst, sport, dport, flags in shape.unpack.iter_unpack(run):
+        taken, quiet = 0, True
+        for a, seconds, micros, b, number, c, d, e, src, dst, sport, dport, flags in shape.unpack.iter_unpack(messages):
             if (a, b, c, d, e) != same:
                 break
             taken += 1
@@ -145,11 +178,27 @@ class Decoder:
                 self._miss(expected, number)
             expected = (number + 1) & 0xFFFFFFFF
             if heeds(src, proto, dport, flags or 0):
+                quiet = False
                 time = seconds + micros / 1_000_000 if shape.timed else now
-                receive(Packet(time, src, dst, proto, sport, dport, flags or 0))
+                # A NamedTuple's own constructor takes twice as long, which is 3 % of all that a first knock costs.
+                receive(tuple.__new__(Packet, (time, src, dst, proto, sport, dport, flags or 0)))
         self._expected = expected
-        self.records += taken
-        return taken
+        return taken, quiet
+
+    def _is_noise(self, messages: memoryview, shape: _Shape) -> bool:
+        """Whether all are of the shape, none is missing between them, and none is heeded; then they are counted."""
+        if self._heeds_none is None:
+            return False
+        a, b, numbers, c, d, e, sources, dports = zip(*shape.look.iter_unpack(messages), strict=True)
+        many = len(numbers)
+        if numbers[0] != self._expected or numbers[-1] - numbers[0] != many - 1:  # the kernel counts upwards
+            return False
+        if any(column.count(part) != many for column, part in zip((a, b, c, d, e), shape.same, strict=True)):
+            return False
+        if not self._heeds_none(sources, shape.proto, dports, messages[shape.flags :: shape.look.size]):
+            return False
+        self._expected = (numbers[-1] + 1) & 0xFFFFFFFF
+        return True
 
     def _decode_one(self, data: memoryview, now: float, receive: Receive) -> None:
         """Walk one message's attributes, and learn its shape."""
@@ -177,9 +226,11 @@ class Decoder:
             self._marks[len(data)] = marks
             self._shapes[marks.key(data)] = shape
 
-    def successor(self, heeds: Heeds, directions: frozenset[str] | None = None) -> "Decoder":
+    def successor(
+        self, heeds: Heeds, directions: frozenset[str] | None = None, heeds_none: HeedsNone | None = None
+    ) -> "Decoder":
         """One that goes on where this one is; the shapes that it knew are learned anew, in these directions."""
-        after = Decoder(heeds, self._directions if directions is None else directions)
+        after = Decoder(heeds, self._directions if directions is None else directions, heeds_none)
         after.records, after.lost, after.ignored, after._expected = (
             self.records,
             self.lost,
@@ -216,9 +267,9 @@ class Nflog:
         self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
         self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
 
-    def count(self, heeds: Heeds, directions: frozenset[str]) -> None:
+    def count(self, heeds: Heeds, directions: frozenset[str], heeds_none: HeedsNone | None = None) -> None:
         """From here on these packets count."""
-        self._decoder = self._decoder.successor(heeds, directions)
+        self._decoder = self._decoder.successor(heeds, directions, heeds_none)
 
     @property
     def records(self) -> int:
@@ -253,7 +304,7 @@ class Nflog:
         Never blocks, and returns before everything is read if that is much: the descriptor stays readable then (so
         that the answer is False: nothing waits that it does not tell of). Raises OSError if the socket fails.
         """
-        before = self.records
+        before, end = self.records, monotonic() + _READ_FOR
         for _ in range(_DELIVERIES_PER_READ):
             try:
                 length, (port, _groups) = self._socket.raw.recvfrom_into(self._buffer)
@@ -267,7 +318,7 @@ class Nflog:
             if port == 0:
                 self._keep(now, bytes(self._buffer[:length]))
                 self._decoder.decode(self._buffer[:length], now, receive)
-            if self.records - before >= _RECORDS_PER_READ:
+            if monotonic() >= end:
                 break
         if not self.busy and self.records - before > _BUSY_ABOVE:
             self._deliver(busy=True)
@@ -329,24 +380,30 @@ def _shape(data: memoryview) -> tuple[_Marks, _Shape] | None:
     first = stamp or number
     version = data[payload]
     if version == 0x45:
-        ip, proto = "x2x2x2sx1s2x4s4s", data[payload + 9]
+        ip, ip_look, proto = "x2x2x2sx1s2x4s4s", "x2x2x2sx1s2x4s4x", data[payload + 9]
     elif version >> 4 == 6:
-        ip, proto = "3x2x0s1sx16s16s", data[payload + 6]
+        ip, ip_look, proto = "3x2x0s1sx16s16s", "3x2x0s1sx16s16x", data[payload + 6]
     else:
         return None
     transport = {TCP: "HH9xB", UDP: "HH0s"}.get(proto)
     if transport is None:
         return None
-    head = f"!{first}s" + ("QQ" if stamp else "0s0s")
     between = f"{number - stamp - 16 if stamp else 0}s"
-    form = f"{head}{between}I{payload + 1 - number - 4}s{ip}{transport}"
-    rest = netlink.align(len(data)) - calcsize(form)
-    if rest < 0:
+    header = f"{payload + 1 - number - 4}s"
+    unpack = _filled(f"!{first}s{'QQ' if stamp else '0s0s'}{between}I{header}{ip}{transport}", data)
+    look = _filled(f"!{first}s{'16x' if stamp else ''}{between}I{header}{ip_look}2xH", data)
+    if unpack is None or look is None:
         return None
-    unpack = Struct(f"{form}{rest}x")
     padded = bytes(data) + bytes(netlink.align(len(data)) - len(data))
-    a, _, _, b, _, c, d, e, *_ = unpack.unpack(padded)
-    return _Marks(first, payload), _Shape(unpack, (a, b, c, d, e), proto, timed=stamp > 0)
+    a, b, _, c, d, e, *_ = look.unpack(padded)
+    flags = payload + (20 if version == 0x45 else 40) + 13 if proto == TCP else 0
+    return _Marks(first, payload), _Shape(unpack, look, (a, b, c, d, e), proto, flags, timed=stamp > 0)
+
+
+def _filled(form: str, message: memoryview) -> Struct | None:
+    """A Struct as large as the message is in a row of them, None where that is too short for it."""
+    rest = netlink.align(len(message)) - calcsize(form)
+    return Struct(f"{form}{rest}x") if rest >= 0 else None
 
 
 def _offsets(data: memoryview) -> tuple[int, int, int]:
