@@ -15,7 +15,8 @@ from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from . import __version__, report
+from . import __version__, bans, report
+from .bans import PAUSE, Bans
 from .config import Config, load
 from .control import Answer, Control
 from .doorkeeper import Doorkeeper
@@ -23,9 +24,11 @@ from .errors import UNAVAILABLE, FirewallError, LogknockError, SourceError
 from .explain import Known, explain, parse
 from .firewall.sets import GUARDED, WATCHED, Sets
 from .intake import Intake, Key, Receive, Source
-from .knock import Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
+from .knock import Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
 from .packet import Packet
+from .reconcile import Reconciler
 from .report import Level, Reporter, notice
+from .scan import Scanners
 from .store import LOCK, NoStore, StoreError, open_store
 from .trail import Memory, Refused, Stale, Told
 from .turns import Turns
@@ -46,6 +49,8 @@ _AHEAD = 5.0
 _WRONG_CLOCK = 600.0
 _TELL_AGAIN = 60
 
+_DEEDS = frozenset({Spent, Granted, Revoked})  # events that ask for something to be done
+
 _NAMES_SHOWN = 10
 
 
@@ -63,17 +68,20 @@ class Daemon:
         # The first netlink socket of a process has its id as port, by which the next one learns who holds the group.
         self._opened = self._intake.open(self._config)
         self._sets = Sets()
-        self._sets.use(self._config.doors)
+        self._firewall = Reconciler(self._sets, self._config, self._tell)
         self._store = open_store(self._config.state)
         self._keeper = Doorkeeper(self._store, self._sets, self._config.state, reporter.write)
         self._memory = Memory()
         self._control = Control(self._config.runtime, self._answer)
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
+        self._bans = Bans(self._sets, reporter.write)
+        self._firewall.kept.append(self._bans)
+        self._scanners: Scanners | None = None
+        self._use_scan(self._config)
         self._working = False  # whether more work on the one-time files is on its way
         self._firewall_errors = 0
         self._stale = 0  # packets that were too old, or from the future
         self._apart = 0.0  # by how much the clock of a log is wrong; 0.0: it is not, as far as is known
-        self._trouble = ""  # what the firewall refused last, until it works again
         self._oldest = self._newest = 0.0  # packets from before or after that mean nothing; set for each read
         self._ticks = 0
         self._met = 0  # clients of the control socket when the garbage collector ran last
@@ -94,6 +102,7 @@ class Daemon:
         loop.add_signal_handler(signal.SIGHUP, self._reload)
         loop.add_signal_handler(signal.SIGUSR1, self._tell_counters)
         loop.call_later(_TICK, self._tick)
+        await self._firewall.start()
         self._intake.adopt(self._opened, self._config)
         self._take_over()
         await self._open_control()
@@ -105,6 +114,7 @@ class Daemon:
         ended = self._intake.ended
         self._intake.close()
         await self._keeper.stop()
+        self._firewall.close()
         self._sets.disconnect()
         with suppress(StoreError):  # nothing is lost: what was committed is in its log
             self._store.close()
@@ -121,14 +131,28 @@ class Daemon:
 
     def _answer(self, request: Answer) -> Iterable[Answer | None]:
         """What somebody asks through the control socket."""
-        if request.get("do") != "explain":
-            raise LogknockError(f"{request.get('do')!r} is nothing that this daemon does", "it can: explain")
-        known = Known(self._config, self._matcher, self._memory, self._intake, self._sets, self._trouble, self._longest)
-        return explain(parse(request), known)
+        match request.get("do"):
+            case "explain":
+                return explain(parse(request), self._known)
+            case "status":
+                return [{"sources": [tally._asdict() for tally in self._intake.tallies]}]
+            case "bans" | "ban" | "unban":
+                return bans.answer(request, self._bans)
+            case other:
+                can = "it can: explain, status, bans, ban, unban"
+                raise LogknockError(f"{other!r} is nothing that this daemon does", can)
+
+    @property
+    def _known(self) -> Known:
+        parts = (self._config, self._matcher, self._memory, self._intake, self._sets, self._bans)
+        return Known(*parts, self._firewall.trouble, self._longest)
 
     def _read(self, source: Source, receive: Receive) -> bool:
         now = time.time()
         self._oldest, self._newest = now - self._longest, now + _AHEAD
+        if self._scanners is not None:
+            self._scanners.at(time.monotonic())
+            receive = partial(self._look_at, self._scanners, receive)
         more = source.read(now, receive)
         self._keeper.settle()
         return more
@@ -138,10 +162,21 @@ class Daemon:
         if not self._oldest < packet.time <= self._newest:
             self._pass_over(packet)
             return
+        events = self._matcher.receive(packet)
+        for event in events:
+            if type(event) in _DEEDS:
+                self._act(packet, events)
+                return
+        # A loop with as little as that in it: most of a flood's packets are first knocks, and end here.
+        self._memory.keep(packet, events)
+        self._reporter.tell(events)
+
+    def _act(self, packet: Packet, events: Iterable[Event]) -> None:
+        """Open and close what a packet's events ask for, and tell."""
         told: list[Told] = []
         shut: dict[str, str] = {}  # doors whose one-time sequence cannot be used, and why
         closed: list[report.Line] = []
-        for event in self._matcher.receive(packet):
+        for event in events:
             match event:
                 case Spent(_, code):
                     reason = self._turns.spend(code, packet.src, time.time())
@@ -177,10 +212,11 @@ class Daemon:
     def _open(self, grant: Grant) -> str:
         """Open the door; empty when it is open, or why it is not."""
         try:
+            self._bans.admit(grant.src)
             reason = self._keeper.open(grant.door, grant.src, time.time(), time.monotonic())
         except FirewallError as error:
             self._firewall_errors += 1
-            self._trouble = self._trouble or error.message
+            self._firewall.refused(error)
             reason = error.words()
         if reason:
             self._matcher.spare(grant.door, grant.src)
@@ -191,7 +227,7 @@ class Daemon:
             closed = self._keeper.close(door, by, src, time.time(), time.monotonic())
         except FirewallError as error:
             self._firewall_errors += 1
-            self._in_trouble(error)
+            self._firewall.in_trouble(error)
             return []
         return [closed] if closed else []
 
@@ -199,7 +235,10 @@ class Daemon:
         asyncio.get_running_loop().call_later(_TICK, self._tick)
         self._expire()
         self._give_up()
-        self._watch_firewall()
+        self._bans.settle(time.monotonic())
+        if self._scanners is not None:
+            self._scanners.settle()
+        self._firewall.tick()
         self._watch_state()
         self._intake.settle()
         self._reporter.settle()
@@ -257,40 +296,6 @@ class Daemon:
         if self._turns.work():
             self._work_soon()
 
-    def _watch_firewall(self) -> None:
-        """When somebody has changed the ruleset, or it was missing: see whether our sets are there, and fill them."""
-        try:
-            if not self._sets.changed() and not self._trouble:
-                return
-            failure = self._sets.check(self._config.doors)
-        except FirewallError as error:
-            self._in_trouble(error)
-            return
-        if failure is not None:
-            self._in_trouble(failure)
-        self._restore(sound=failure is None)
-
-    def _restore(self, *, sound: bool, restored: int = 0) -> None:
-        """Put grants back, part by part; trouble is over when all is sound and nothing is left to put back."""
-        try:
-            some = self._sets.reconcile(time.monotonic())
-        except FirewallError as error:
-            if sound:
-                self._in_trouble(error)
-            return
-        if some:
-            again = partial(self._restore, sound=sound, restored=restored + some)
-            asyncio.get_running_loop().call_soon(again)
-        elif sound and self._trouble:
-            self._trouble = ""
-            self._tell(f"the firewall has what it needs again; the open doors of {restored} addresses are put back")
-
-    def _in_trouble(self, error: FirewallError) -> None:
-        """Say it once, not once a second; it is over when the sets hold what they should."""
-        if error.message != self._trouble:
-            self._trouble = error.message
-            self._tell(error.words(), Level.ERROR)
-
     def _take_over(self) -> None:
         """Begin with what was before: the doors that are still open, and how far the one-time files are used."""
         if isinstance(self._store, NoStore):
@@ -304,9 +309,20 @@ class Daemon:
         taken = self._keeper.restore(time.time(), time.monotonic())
         if taken:
             self._tell(f"{taken} {'door is' if taken == 1 else 'doors are'} still open")
-            self._restore(sound=True)
+        self._firewall.take_over(complete=not isinstance(self._store, NoStore))
         self._turns.use(self._config.doors)
         self._work_soon()
+        self._take_over_bans()
+
+    def _take_over_bans(self) -> None:
+        try:
+            taken = self._bans.take_over(time.time(), time.monotonic())
+        except FirewallError as error:
+            if self._config.scan.ports:
+                self._tell(f"no scanner can be banned: {error.words()}", Level.ERROR)
+            return
+        if taken:
+            self._tell(f"{taken} {'is' if taken == 1 else 'are'} still banned")
 
     def _reload(self) -> None:
         """Go on with the configuration as it is now, or, if it is bad in any way, with the old one (T36)."""
@@ -332,7 +348,33 @@ class Daemon:
         finally:
             _notify("READY=1")
 
+    def _use_scan(self, config: Config) -> None:
+        """Look for scanners if the configuration has it; else nothing of that costs a packet anything."""
+        scan = config.scan
+        self._bans.use(scan, config.firewall.trusted)
+        if scan.ports:
+            self._scanners = Scanners(self._matcher.heeds, self._matcher.heeds_none, self._turns.knocked)
+            self._scanners.use(scan.ports, scan.within, scan.counts, config.knocked | config.guarded)
+            self._intake.heeds, self._intake.heeds_none = self._scanners.heeds, self._scanners.heeds_none
+        else:
+            self._scanners = None
+            self._intake.heeds, self._intake.heeds_none = self._matcher.heeds, self._matcher.heeds_none
+
+    def _look_at(self, scanners: Scanners, receive: Receive, packet: Packet) -> None:
+        """What may make its source a scanner. A record that waited says nothing of what goes on now (T29)."""
+        receive(packet)
+        if self._oldest < packet.time <= self._newest:
+            # What decodes in bulk has asked about it already: the same port again changes nothing.
+            scanners.see(packet.src, packet.proto, packet.dport, packet.flags)
+            if scanners.caught is not None and self._bans.suspect(scanners.caught):
+                asyncio.get_running_loop().call_later(PAUSE, self._ban)
+        scanners.caught = None
+
+    def _ban(self) -> None:
+        self._bans.apply(time.time(), time.monotonic())
+
     def _adopt(self, config: Config, sources: Mapping[Key, Source]) -> None:
+        self._use_scan(config)
         self._intake.adopt(sources, config)
         if config.guarded and config.logged_to != self._config.logged_to:
             words = f"the rules are to log to another place now: {config.logged_to} (hint: `logknock rules apply`)"
@@ -341,6 +383,7 @@ class Daemon:
         self._longest = _longest(config)
         self._matcher.set_doors(config.doors)
         self._keeper.use(config.doors)
+        self._firewall.adopt(config)
         self._turns.use(config.doors)
         self._work_soon()
         self._note_loading()
@@ -374,7 +417,7 @@ class Daemon:
         try:
             missing = self._sets.lacks(name, sorted(wanted))
         except FirewallError as error:
-            self._in_trouble(error)
+            self._firewall.in_trouble(error)
             return
         if missing:
             hint = "the configuration is newer than the rules: `logknock rules apply`"
@@ -393,7 +436,8 @@ class Daemon:
             f"{records} records, {lost} lost ({overruns} overruns), {ignored} no packet, "
             f"{self._stale} too old; {self._matcher.knockers} knockers under way; "
             f"{len(self._sets.grants)} doors open, {counted.opened} opened, {counted.closed} closed, "
-            f"{counted.refused} refused; {self._firewall_errors} firewall errors"
+            f"{counted.refused} refused; {len(self._bans)} banned, {self._bans.left_out} scanners not banned; "
+            f"{self._firewall_errors} firewall errors"
         )
 
     def _tell_intake(self, text: str, **fields: str) -> None:

@@ -14,7 +14,7 @@ from .config import Config
 from .copies import Copies
 from .packet import Packet
 from .records import Grammar
-from .sources.nflog import Heeds, Nflog
+from .sources.nflog import Heeds, HeedsNone, Nflog
 
 Receive = Callable[[Packet], None]
 Key = tuple[str, ...]
@@ -33,6 +33,15 @@ class Counters(NamedTuple):
     lost: int
     ignored: int
     overruns: int
+
+
+class Tally(NamedTuple):
+    """What a source has read since the start: records, those that are known to be lost, those that held no packet."""
+
+    name: str
+    records: int
+    lost: int
+    ignored: int
 
 
 class Source(Protocol):
@@ -89,7 +98,8 @@ class Intake:
     """All sources. `heeds` is asked where a single source decodes in bulk; each packet goes to `receive`."""
 
     def __init__(self, heeds: Heeds, read: Read, receive: Receive, tell: Tell) -> None:
-        self._heeds = heeds
+        self.heeds = heeds  # as of the next adopt()
+        self.heeds_none: HeedsNone | None = None  # likewise, where `heeds` has one
         self._read = read
         self._receive = receive
         self._tell = tell
@@ -100,9 +110,9 @@ class Intake:
         self._told_lost: dict[Key, int] = {}
 
     @property
-    def sources(self) -> Iterable[Source]:
-        """What is read now."""
-        return self._sources.values()
+    def tallies(self) -> list[Tally]:
+        """What each source that is read now has read."""
+        return [Tally(source.name, source.records, source.lost, source.ignored) for source in self._sources.values()]
 
     @property
     def counters(self) -> Counters:
@@ -159,7 +169,10 @@ class Intake:
         for source in found.values():
             if isinstance(source, Nflog):
                 # What no door heeds now may be the copy of what another source tells of later.
-                source.count(self._heeds if self._copies is None else _all, config.wanted.directions)
+                if self._copies is None:
+                    source.count(self.heeds, config.wanted.directions, self.heeds_none)
+                else:
+                    source.count(_all, config.wanted.directions)
             elif isinstance(source, OfText):
                 source.grammar = grammar
         for key in fresh:
@@ -191,7 +204,7 @@ class Intake:
         """Imported here is what needs modules that not every host has."""
         match key[0]:
             case "nflog":
-                return Nflog(config.group, self._heeds, config.wanted.directions)
+                return Nflog(config.group, self.heeds, config.wanted.directions)
             case "journal":
                 from .sources.journal import Journal
 

@@ -186,6 +186,26 @@ class Socket:
                     return found
                 found.append(bytes(answer.body))
 
+    def dump(self, data: bytes, sequence: int) -> Iterator[list[bytes]]:
+        """Ask for what may be much; the bodies of the answer, delivery by delivery, for whoever has other things to do.
+
+        Raises as request() does.
+        """
+        self.raw.send(data)
+        while True:
+            found: list[bytes] = []
+            for answer in self._receive():
+                if answer.sequence != sequence:
+                    continue
+                refused = refusal(answer) if answer.kind == NLMSG_ERROR else None
+                if refused is not None:
+                    raise refused
+                if answer.kind in (NLMSG_ERROR, NLMSG_DONE):
+                    yield found
+                    return
+                found.append(bytes(answer.body))
+            yield found
+
     def _receive(self) -> Iterator[Message]:
         length, (port, _) = self.raw.recvfrom_into(self._buffer)
         if port == 0:

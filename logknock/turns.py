@@ -13,7 +13,7 @@ from functools import partial
 from pathlib import Path
 
 from .errors import LogknockError
-from .knock import Code, Door, Sequence
+from .knock import Code, Door, Sequence, Service
 from .onetime import Place
 from .onetime_files import Survey, fits, next_turn, recover, survey
 from .store import Store, StoreError
@@ -65,6 +65,7 @@ class Turns:
         self._tell = tell
         self._files: dict[tuple[str, str], _File] = {}
         self._busy: deque[_File] = deque()
+        self.knocked: set[Service] = set()  # what the sequences that were left in any file since the start knock on
 
     def use(self, doors: Iterable[Door]) -> None:
         """Go on with these doors' files."""
@@ -151,6 +152,7 @@ class Turns:
         for state in survey(path, file.place):  # noqa: B007  # the last one counts
             yield
         file.counted = state.sequences, uses
+        self.knocked |= state.services
         for problem in state.problems[:_MAX_TOLD]:
             self._tell(f"{file.door}: {file.path}: {problem}: passed over", True)
         if state.malformed > _MAX_TOLD:

@@ -2,15 +2,18 @@
 
 import ipaddress
 import json
+import re
 import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from logknock.errors import UNAVAILABLE, FirewallError
-from logknock.firewall.sets import GUARDED, WATCHED, Element, Sets, key, render
+from logknock.firewall import sets as sets_module
+from logknock.firewall.sets import GRANTED, GUARDED, WATCHED, Element, Sets, key, render
 from logknock.knock import Door, Grant, Service, SetName
 
 from .netns import Host, pair
@@ -213,9 +216,10 @@ def test_t34_a_flushed_table_gets_back_what_has_time_left(gateway: Host, sets: S
     now = time.time()
     sets.open(door, Grant("ssh", CLIENT, now + 1000), now)
     sets.open(door, Grant("ssh", CLIENT6, now + 5), now)
-    assert not sets.changed()
+    assert sets.settled
     gateway.nft(f"flush ruleset\n{TABLE}")
-    assert sets.changed()
+    sets.unsure()
+    assert not sets.settled
     sets.expire(now + 100)
     assert sets.reconcile(now + 100) == 1
     assert sets.reconcile(now + 100) == 0
@@ -262,9 +266,10 @@ def test_a_set_that_fails_does_not_keep_others_from_being_restored(gateway: Host
     sets.open(own, grant(own, bytes((10, 99, 1, 1))), time.time())
     sets.open(ssh, grant(ssh), time.time())
     gateway.nft("delete table ip own\nflush set inet logknock granted4")
-    assert sets.changed()
+    sets.unsure()
     with pytest.raises(FirewallError, match="set ip own plain is missing"):
         sets.reconcile(time.time())
+    assert not sets.settled
     assert "10.99.0.2 . tcp . 22" in elements(gateway, "granted4")
 
 
@@ -275,10 +280,11 @@ def test_many_that_fail_do_not_keep_others_from_being_restored(gateway: Host, se
         sets.open(own, grant(own, bytes((10, 99, 1, number))), time.time())
     sets.open(ssh, grant(ssh), time.time())
     gateway.nft("delete table ip own\nflush set inet logknock granted4")
-    assert sets.changed()
-    for _ in range(10):
-        with pytest.raises(FirewallError):
-            sets.reconcile(time.time())
+    sets.unsure()
+    parts = [sets.reconcile(time.time()) for _ in range(3)]
+    assert parts == [64, 64, 64]
+    with pytest.raises(FirewallError, match="set ip own plain is missing"):
+        sets.reconcile(time.time())
     assert "10.99.0.2 . tcp . 22" in elements(gateway, "granted4")
 
 
@@ -312,13 +318,178 @@ def test_refreshing_for_ever_takes_no_memory(sets: Sets) -> None:
         pytest.param("ranges", "no `interval`", id="a set of ranges"),
         pytest.param("ports", "neither addresses", id="a set of something else"),
         pytest.param("verdicts", "be no map", id="a map"),
-        pytest.param("nowhere", "is missing", id="no such set"),
     ],
 )
 def test_a_set_that_does_not_fit_is_refused(sets: Sets, name: str, says: str) -> None:
     with pytest.raises(FirewallError, match=says) as caught:
         sets.use([a_door(sets=(SetName("ip", "own", name),))])
     assert caught.value.hint
+
+
+def test_a_set_that_is_missing_is_told_and_keeps_nothing_else_shut(gateway: Host, sets: Sets) -> None:
+    """T34: and is filled when it is there."""
+    both = a_door(sets=(SetName("ip", "own", "later"), OWN))
+    alone = a_door("alone", opens=(), sets=(SetName("ip", "own", "later"),))
+    sets.use([both, alone])
+    sets.open(both, grant(both), time.time())
+    assert "10.99.0.2 . tcp . 22" in elements(gateway, "granted4")
+    assert set(elements(gateway, "plain", "ip own")) == {"10.99.0.2"}
+    other = bytes((10, 99, 1, 1))
+    with pytest.raises(FirewallError, match="set ip own later is missing") as caught:
+        sets.open(alone, grant(alone, other), time.time())
+    assert "your firewall is to make it" in caught.value.hint
+    found = sets.check([both, alone])
+    assert found.ours is None
+    assert [failure.message for failure in found.others] == [caught.value.message]
+    gateway.nft("table ip own { set later { type ipv4_addr; flags timeout; }; }")
+    assert sets.check([both, alone]) == (None, False, ())
+    while sets.reconcile(time.time()):
+        pass
+    assert set(elements(gateway, "later", "ip own")) == {"10.99.0.2", "10.99.1.1"}
+
+
+def test_a_set_that_goes_while_it_is_used_keeps_nothing_else_shut(gateway: Host, sets: Sets) -> None:
+    """T34: not even before anybody has looked."""
+    both = a_door(sets=(OWN,))
+    sets.use([both])
+    sets.open(both, grant(both), time.time())
+    gateway.nft("delete table ip own")
+    other = bytes((10, 99, 1, 1))
+    sets.open(both, grant(both, other), time.time())
+    assert set(elements(gateway, "granted4")) == {"10.99.0.2 . tcp . 22", "10.99.1.1 . tcp . 22"}
+    sets.close("ssh", CLIENT, time.time())
+    sets.close("ssh", other, time.time())
+    assert elements(gateway, "granted4") == {}
+    assert sets.settled, "what was in a set that is gone is gone"
+
+
+def test_a_door_that_is_kept_shut_does_not_keep_another_of_the_same_knocker_shut(gateway: Host, sets: Sets) -> None:
+    """T34."""
+    shut, ssh = a_door("shut", opens=(), sets=(SetName("ip", "own", "later"),)), a_door()
+    sets.use([shut, ssh])
+    with pytest.raises(FirewallError, match="later is missing"):
+        sets.open(shut, grant(shut), time.time())
+    sets.open(ssh, grant(ssh), time.time())
+    assert "10.99.0.2 . tcp . 22" in elements(gateway, "granted4")
+    assert not sets.holds(CLIENT)
+
+
+@pytest.mark.parametrize(
+    ("table", "says"),
+    [
+        pytest.param(
+            "set granted4 { type ipv4_addr; flags timeout; }", "set granted4 is none of ours", id="other keys"
+        ),
+        pytest.param("set mine { type ipv4_addr; }", "set mine is none of ours", id="another set"),
+        pytest.param("chain input { accept; }", "chain input is none of ours", id="a chain with rules"),
+    ],
+)
+def test_a_table_of_our_name_that_is_not_ours_is_told_and_left_alone(
+    gateway: Host, sets: Sets, table: str, says: str
+) -> None:
+    door = a_door()
+    sets.use([door])
+    gateway.nft(f"flush ruleset\ntable inet logknock {{ {table}; }}")
+    before = gateway.nft("list ruleset")
+    found = sets.check([door])
+    assert found.ours is not None
+    assert says in found.ours.message
+    assert "another name" in found.ours.hint
+    assert not found.restorable
+    with pytest.raises(FirewallError, match="is not logknock's"):
+        sets.use([door])
+    with pytest.raises(FirewallError, match="is not logknock's"):
+        sets.open(door, grant(door), time.time())
+    assert gateway.nft("list ruleset") == before
+
+
+def test_what_is_missing_of_our_table_is_told_from_what_is_anothers(gateway: Host, sets: Sets) -> None:
+    door = a_door()
+    for script in ("delete table inet logknock", "add table inet logknock", TABLE.partition("table ip own")[0]):
+        gateway.nft(script)
+        if "granted4" not in script:
+            assert sets.check([door]).restorable
+    assert sets.check([door]) == (None, False, ())
+    gateway.nft("flush table inet logknock")
+    found = sets.check([door])
+    assert found.restorable
+    assert found.ours is not None
+    assert "the rules of table inet logknock are gone" in found.ours.message
+    assert sets.check([a_door("own", opens=(), sets=(OWN,))]).ours is None, "who needs no guard has nothing missing"
+
+
+def test_the_rules_are_known_as_ours() -> None:
+    """What rules/*.nft make, and nothing else, is what is looked for."""
+    for path in (Path(__file__).parent.parent / "rules").glob("*.nft"):
+        text = path.read_text()
+        assert set(re.findall(r"^\tset (\w+) \{", text, re.MULTILINE)) == set(sets_module._OURS)
+        assert set(re.findall(r"^\tchain (\w+) \{", text, re.MULTILINE)) <= sets_module._CHAINS
+
+
+@pytest.mark.parametrize("made_by", [None, "", "mine", "ssh"])
+def test_t33_an_element_that_others_changed_is_put_right(gateway: Host, sets: Sets, made_by: str | None) -> None:
+    """T33: deleted, or made permanent, with whatever comment."""
+    door = a_door(timeout=1000.0)
+    sets.use([door])
+    now = time.time()
+    sets.open(door, Grant("ssh", CLIENT, now + 500), now)
+    element = "{ 10.99.0.2 . tcp . 22 }"
+    gateway.nft(f"delete element inet logknock granted4 {element}")
+    if made_by is not None:
+        gateway.nft(f"add element inet logknock granted4 {element}")
+        assert elements_without_end(gateway)
+    assert sets.touch(Element(GRANTED[4], key(CLIENT, SSH)), made_by=made_by)
+    assert sets.reconcile(now) == 1
+    timeout, left, comment = elements(gateway, "granted4")["10.99.0.2 . tcp . 22"]
+    assert timeout == 500
+    assert left <= 500
+    assert comment == "ssh"
+
+
+def test_t33_an_element_of_a_grant_that_has_ended_goes_again(gateway: Host, sets: Sets) -> None:
+    """T33: as out of a copy of the ruleset; what an administrator adds, without the comment, stays."""
+    door = a_door()
+    sets.use([door])
+    gateway.nft(
+        "add element inet logknock granted4 {"
+        ' 10.99.0.2 . tcp . 22 timeout 1h comment "ssh", 10.99.0.3 . tcp . 22 timeout 1h comment "other" }'
+    )
+    assert sets.touch(Element(GRANTED[4], key(CLIENT, SSH)), made_by="ssh")
+    assert not sets.touch(Element(GRANTED[4], key(bytes((10, 99, 0, 3)), SSH)), made_by="other")
+    assert not sets.touch(Element(OWN, CLIENT), made_by="ssh"), "no set of that door"
+    assert sets.reconcile(time.time()) == 0, "no door is put back"
+    assert sets.settled
+    assert set(elements(gateway, "granted4")) == {"10.99.0.3 . tcp . 22"}
+
+
+def test_t33_a_sweep_finds_elements_of_grants_that_have_ended(gateway: Host, sets: Sets) -> None:
+    """T33: among many, in parts, in all sets that doors open in, and in none that is missing."""
+    door = a_door(sets=(OWN, SetName("ip", "own", "later")))
+    sets.use([door])
+    sets.open(door, grant(door), time.time())
+    comments = [' comment "ssh"' if n % 100 == 7 else "" for n in range(2000)]
+    many = (f"10.1.{n >> 8}.{n & 255} timeout 1h{comment}" for n, comment in enumerate(comments))
+    gateway.nft(f"add element ip own plain {{ {', '.join(many)} }}")
+    with gateway.inside():
+        sweep = sets.sweep()
+    parts = []
+    while part := sweep.reconcile(time.time()):
+        parts.append(part)
+    assert sum(parts) >= 2002
+    assert max(parts) < 1000
+    while sets.reconcile(time.time()):
+        pass
+    there = elements(gateway, "plain", "ip own")
+    assert len(there) == 1 + 2000 - 20
+    assert not any(comment for name, (_, _, comment) in there.items() if name != "10.99.0.2")
+    assert set(elements(gateway, "granted4")) == {"10.99.0.2 . tcp . 22"}
+
+
+def elements_without_end(host: Host) -> bool:
+    """Whether an element of granted4 has no timeout."""
+    listed = json.loads(host.run("nft", "-j", "list", "set", "inet", "logknock", "granted4").stdout)
+    elements = next(entry["set"] for entry in listed["nftables"] if "set" in entry)["elem"]
+    return any("concat" in element or "timeout" not in element.get("elem", {}) for element in elements)
 
 
 def test_a_set_of_services_needs_services(sets: Sets) -> None:
