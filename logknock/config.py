@@ -35,6 +35,9 @@ MAX_RATE = 1_000
 # Distinct ports after which a source is a scanner. Each is remembered for each source, so it is a bound on memory too.
 MAX_SCAN_PORTS = 64
 
+# Fewer of them make scanners of people: a browser and a mail program at the wrong host try four.
+FEW_SCAN_PORTS = 5
+
 _DAY = 86_400
 
 _SSH = Service(TCP, 22)
@@ -147,6 +150,8 @@ def load(path: Path) -> Config:
     if config.firewall.record:
         _warn_of_scans(config.firewall.traps, firewall, doors)
     _warn_of_overlaps(doors)
+    if config.scan.ports:
+        _warn_of_bans(config, scan)
     return replace(config, warnings=report.located(report.warnings))
 
 
@@ -371,6 +376,26 @@ def _warn_of_scans(traps: int, firewall: Table, doors: _Doors) -> None:
         elif len(ports) > 1 and ascending and untrapped:
             message = "ascending, and there are no traps: a port scan from low to high opens the door every time"
             table.warn("sequence", message, "knock in another order, or leave traps at 1024")
+
+
+def _warn_of_bans(config: Config, scan: Table) -> None:
+    """Where no scanner would be noticed or banned, and where others would be (T6, T12)."""
+    ports, firewall = config.scan.ports, config.firewall
+    if ports < FEW_SCAN_PORTS:
+        message = f"{ports}: who tries {ports} ports by mistake is banned"
+        scan.warn("ports", message, f"{FEW_SCAN_PORTS} or more")
+    if not config.guarded:
+        message = "bans need the rules of logknock, which nothing else here needs"
+        scan.warn("ports", message, "`logknock rules apply` loads them; they guard nothing then")
+    if firewall.record and not firewall.traps:
+        message = "without traps our rules record knock ports only, and those do not count: no scan is noticed"
+        scan.warn("ports", message, "leave traps at 1024, unless your own rules log what they drop")
+    elif firewall.record and ports > firewall.burst:
+        message = f"of a fast scan {firewall.burst} packets are recorded ([firewall] burst): it is not noticed"
+        scan.warn("ports", message, f"{firewall.burst // 2} or fewer")
+    if "udp" in config.scan.counts:
+        message = "sources of UDP are forged for free: anybody can have anybody banned but the trusted"
+        scan.warn("counts", message, 'counts = "syn", which is harder to forge')
 
 
 # What makes two sequences the same; TCP flags (None here) say nothing of knocks that are all over UDP.

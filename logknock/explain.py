@@ -9,9 +9,10 @@ import time
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
+from .bans import Bans, ban_object
 from .config import Config
 from .errors import LogknockError
-from .firewall.sets import Sets, never_granted
+from .firewall.sets import Sets, banned_key, never_granted
 from .intake import Intake
 from .knock import Matcher
 from .packet import Packet, address_text, parse_address
@@ -35,6 +36,7 @@ class Known(NamedTuple):
     memory: Memory
     intake: Intake
     sets: Sets
+    bans: Bans
     trouble: str  # what the firewall refuses; empty: nothing
     longest: float  # seconds after which a packet means nothing to any door
 
@@ -87,6 +89,7 @@ def _identity(packet: Packet) -> tuple[float, int, int, int]:
 def _standing(src: bytes, known: Known) -> dict[str, Any]:
     """How an address stands with the doors and with the rules, whatever it has sent."""
     now, wall = time.monotonic(), time.time()
+    ban = known.bans.find(src, now)
     lengths = {door.name: len(door.sequence) for door in known.config.doors}
     address = ipaddress.ip_address(src)
     try:
@@ -99,6 +102,7 @@ def _standing(src: bytes, known: Known) -> dict[str, Any]:
         "address": str(address),
         "trusted": any(address in network for network in known.config.firewall.trusted),
         "banned": banned,
+        "ban": ban_object(banned_key(src), ban, now) if banned and ban else None,
         "deaf": deaf,
         "never": never,
         "trouble": trouble,
@@ -114,7 +118,5 @@ def _standing(src: bytes, known: Known) -> dict[str, Any]:
             if not attempt.is_done and attempt.expires > wall
             for door in attempt.step.doors
         ],
-        "sources": [
-            {"name": source.name, "records": source.records, "lost": source.lost} for source in known.intake.sources
-        ],
+        "sources": [tally._asdict() for tally in known.intake.tallies],
     }

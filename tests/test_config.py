@@ -47,7 +47,7 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
         ports = 5
         within = "1s"
         ban = "1d"
-        counts = ["syn", "udp"]
+        counts = ["syn", "tcp"]
         [paths]
         state = "/var/lib/x"
         runtime = "/run/x"
@@ -95,7 +95,7 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
             record=False,
             restore=False,
         ),
-        scan=Scan(ports=5, within=1.0, ban=86400.0, counts=frozenset({"syn", "udp"})),
+        scan=Scan(ports=5, within=1.0, ban=86400.0, counts=frozenset({"syn", "tcp"})),
         state=Path("/var/lib/x"),
         runtime=Path("/run/x"),
         doors=(

@@ -142,6 +142,47 @@ def test_a_configuration_is_loaded_with_these_warnings(tmp_path: Path, text: str
     assert all(problem.hint for problem in found)
 
 
+SCAN = "[scan]\nports = 5\n"
+OWN_SET = 'guard = false\nsets = ["inet filter allowed"]'
+
+
+@pytest.mark.parametrize(
+    ("text", "warnings"),
+    [
+        pytest.param(SCAN, [], id="bans as they are advised"),
+        pytest.param("[scan]\nports = 0\ncounts = 'udp'\n[firewall]\ntraps = 0\nrecord = false\n", [], id="no bans"),
+        pytest.param(
+            "[scan]\nports = 2\n", ["2: scan.ports: 2: who tries 2 ports by mistake is banned"], id="too few ports"
+        ),
+        pytest.param(
+            SCAN + 'counts = ["syn", "udp"]\n',
+            ["3: scan.counts: sources of UDP are forged for free: anybody can have anybody banned but the trusted"],
+            id="T12: UDP",
+        ),
+        pytest.param(SCAN + "[firewall]\ntraps = 0\nrecord = false\n", [], id="another firewall's log"),
+        pytest.param(
+            "[scan]\nports = 41\n",
+            ["2: scan.ports: of a fast scan 40 packets are recorded ([firewall] burst): it is not noticed"],
+            id="T6: more ports than are recorded",
+        ),
+        pytest.param("[scan]\nports = 41\n[firewall]\nburst = 50\n", [], id="and as many as are"),
+    ],
+)
+def test_bans_that_hit_nobody_or_others_are_warned_of(tmp_path: Path, text: str, warnings: list[str]) -> None:
+    path = write(tmp_path, text + doors(a="7 9 8"))
+    found = load(path).warnings
+    assert [str(problem) for problem in found] == [f"{path}:{warning}" for warning in warnings]
+    assert all(problem.hint for problem in found)
+
+
+def test_bans_without_anything_to_notice_scans_by_or_to_ban_with_are_warned_of(tmp_path: Path) -> None:
+    path = write(tmp_path, SCAN + "[firewall]\ntraps = 0\n" + doors(a=f"7 9 8|{OWN_SET}"))
+    assert [problem.message for problem in load(path).warnings] == [
+        "bans need the rules of logknock, which nothing else here needs",
+        "without traps our rules record knock ports only, and those do not count: no scan is noticed",
+    ]
+
+
 def opened(path: Path, knocks: Iterable[Service]) -> set[str]:
     """The doors that these knocks open, a tenth of a second apart, if nothing else is logged."""
     matcher = Matcher(load(path).doors)

@@ -3,7 +3,7 @@
 import json
 import time
 from collections.abc import Iterable, Iterator
-from datetime import datetime
+from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,8 @@ def _lasting(standing: dict[str, Any]) -> Iterator[str]:
     if standing["trusted"]:
         yield f"{address} is trusted: nothing is closed to it, and it need not knock"
     if standing["banned"]:
-        yield _bad(f"{address} is banned: all that it sends is dropped, and nothing of it is logged")
+        ban = standing["ban"]
+        yield _bad(f"{address} is banned: all that it sends is dropped, and nothing of it is logged{_ban_words(ban)}")
     if standing["deaf"]:
         yield _bad(f"{address} is too fast: nothing of it is logged until it has kept to [firewall] rate for 10 s")
     if standing["trouble"]:
@@ -94,6 +95,15 @@ def _lasting(standing: dict[str, Any]) -> Iterator[str]:
             yield _bad(f"{source['name']}: {source['lost']} records lost since the start: a knock may be among them")
         if not source["records"]:
             yield _bad(f"{source['name']}: no record at all since the start (hint: `logknock doctor`)")
+
+
+def _ban_words(ban: dict[str, Any] | None) -> str:
+    """Why, whose and until when, where the daemon knows; the same text for as long as it lasts."""
+    if ban is None:
+        return ""
+    since = datetime.fromtimestamp(ban["since"])
+    end = "" if ban["left"] is None else f", until {datetime.now() + timedelta(seconds=ban['left']):%Y-%m-%d %H:%M}"
+    return f" ({ban['reason']}; {ban['address']} since {since:%Y-%m-%d %H:%M}{end})"
 
 
 def _running(standing: dict[str, Any]) -> Iterator[str]:
