@@ -146,6 +146,44 @@ def test_what_iptables_rules_do_with_ssh(rules: list[str], expected: str) -> Non
     assert verdicts(save(*rules), SSH) == expected
 
 
+MARKS = [
+    pytest.param("0x4/0x4", "== 4", 4, "accept", "accept drop", id="our bit"),
+    pytest.param("! 0x0/0x4", "!= 4, 0", 4, "accept", "accept drop", id="our bit, by what it is not"),
+    pytest.param("0x0/0x4", "== 4, 0", 4, "drop", "accept drop", id="that our bit is not there"),
+    pytest.param("! 0x4/0x4", "!= 4", 4, "drop", "accept drop", id="the same, by what it is not"),
+    pytest.param("0x8/0x8", "== 8", 8, "accept drop", "accept drop", id="another bit"),
+    pytest.param("0x8/0xc", "== 12, 8", 12, "drop", "accept drop", id="another bit, and not ours"),
+    pytest.param("0xc/0xc", "== 12", 12, "accept drop", "accept drop", id="another bit and ours"),
+    pytest.param("0x4", "==  4", 0, "accept drop", "accept drop", id="the whole mark, which may have other bits too"),
+    pytest.param("0x8", "==  8", 0, "drop", "accept drop", id="the whole mark, without ours"),
+]
+
+
+@pytest.mark.parametrize(("iptables", "op", "mask", "marked", "stranger"), MARKS)
+def test_what_rules_about_the_mark_do_with_a_packet_that_has_bit_4(
+    iptables: str, op: str, mask: int, marked: str, stranger: str
+) -> None:
+    """And with one of whose mark nothing is known."""
+    inverted = "! " if iptables.startswith("! ") else ""
+    left: Item = {"meta": {"key": "mark"}}
+    sign, _, value = op.replace(",", "").partition(" ")
+    right = int(value.split()[-1])
+    rule: Item = {"match": {"op": sign, "left": {"&": [left, mask]} if mask else left, "right": right}}
+    for listing in (
+        save(f"INPUT -m mark {inverted}--mark {iptables.removeprefix('! ')} -j ACCEPT", policy="DROP"),
+        nft([rule, {"accept": None}], [{"drop": None}]),
+    ):
+        (base,) = listing.bases
+        assert " ".join(sorted(listing.fate(base, SSH, 4).verdicts)) == marked
+        assert " ".join(sorted(listing.fate(base, SSH).verdicts)) == stranger
+
+
+def test_the_mark_of_a_connection_is_none_of_a_packet() -> None:
+    assert verdicts(save("INPUT -m connmark --mark 0x4/0x4 -j ACCEPT", policy="DROP"), SSH) == "accept drop"
+    (base,) = (listing := save("INPUT -m connmark --mark 0x4/0x4 -j ACCEPT", policy="DROP")).bases
+    assert listing.fate(base, SSH, 4).verdicts == {"accept", "drop"}
+
+
 @pytest.mark.parametrize(
     ("rule", "log"),
     [

@@ -47,6 +47,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("knock-listening", doors.knocks),
     ("door-service", doors.services),
     ("dropped-after", firewall.after),
+    ("mark-accepted", firewall.mark),
     ("door-rule", firewall.door_rules),
     ("door-family", doors.families),
     ("ssh-open", doors.ssh),

@@ -7,7 +7,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .. import status
+from .. import lockout, status
 from ..control import NAME, ControlError, ask
 from ..errors import NO_PERMISSION
 from ..knock import Service
@@ -17,9 +17,6 @@ from .case import Case
 from .finding import Finding, Level, counted, some
 from .host import is_stopped, started
 from .rules import services_of
-
-_SSH = Service(TCP, 22)
-_SSH_DAEMONS = ("sshd", "dropbear")
 
 # Seconds by which a file that was written just before the daemon's start may seem to be newer.
 _SLACK = 1.0
@@ -95,23 +92,18 @@ def services(case: Case) -> Iterator[Finding]:
 
 
 def _start(service: Service) -> str:
-    if service == _SSH:
+    if service == lockout.SSH:
         return "systemctl start ssh"
     kind = "t" if service.proto == TCP else "u"
     return f"ss -ln{kind}p sport = :{service.port}  # start the service, and see whether it listens"
 
 
 def ssh(case: Case) -> Iterator[Finding]:
-    """An ssh daemon that everybody reaches."""
+    """An ssh daemon that everybody reaches, and one that nobody reaches."""
+    for error in lockout.unopened(case.config, case.host.ssh | {lockout.SSH}):
+        yield Finding("ssh-shut", Level.ERROR, error.message, case.hint(error.hint))
     opened = {service for door in case.config.doors for service in door.opens}
-    bare = {
-        socket.service
-        for socket in case.host.sockets
-        if not socket.local
-        and socket.service not in opened
-        and (who := case.host.owners.get(socket.inode))
-        and who.name in _SSH_DAEMONS
-    }
+    bare = case.host.ssh - opened.union(case.config.guarded)
     if bare:
         text = f"an ssh daemon listens on {some(bare)}, which no door opens: it is not guarded by logknock"
         yield Finding("ssh-open", Level.NOTE, text, f'a door with opens = ["{min(bare)}"], if that is not meant')

@@ -9,7 +9,8 @@ from dataclasses import replace
 from shlex import quote
 
 from ..config_values import Network
-from ..errors import FirewallError
+from ..errors import FirewallError, LogknockError
+from ..firewall import marks
 from ..firewall.sets import GUARDED, WATCHED
 from ..knock import Door, Service, SetName
 from ..packet import TCP, UDP, bare
@@ -17,8 +18,9 @@ from .case import Case
 from .finding import Finding, Level, counted, some
 from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, networks_of, services_of
 
-# What rules/logknock.nft makes, and what has to be in it.
+# What rules/logknock.nft makes, and what has to be in it; what rules/mark.nft has besides.
 _CHAINS = ("guard", "guarded", "record", "tell", "trusted")
+_ADMIT = "admit"
 _OURS = ("inet", "logknock")
 _PLACE = (HOOKS.index("prerouting"), -150)
 
@@ -48,6 +50,8 @@ def table(case: Case) -> Iterator[Finding]:
     elif empty:
         text = f"table inet logknock has lost the rules of {_chains(empty)}: nothing is guarded, no knock is logged"
         yield Finding("table", Level.ERROR, text, apply)
+    elif other := _other_rules(case):
+        yield Finding("table", Level.ERROR, other, apply)
     elif not _is_sound(case):
         text = "chain guard is not at prerouting, priority mangle, any more: it guards nothing"
         yield Finding("table", Level.ERROR, text, f"logknock rules remove; {apply}")
@@ -59,9 +63,33 @@ def _ours(case: Case) -> dict[str, Chain]:
     return {chain.name: chain for chain in case.host.listing.chains if (chain.family, chain.table) == _OURS}
 
 
+def _other_rules(case: Case) -> str:
+    """What is wrong where the rules are not those that [firewall] mark asks for; "" where they are."""
+    wanted, there = case.config.firewall.mark, _marked(case)
+    if wanted == there:
+        return ""
+    if not there:
+        return (
+            f"table inet logknock gives grantees no mark, and [firewall] mark is {wanted:#x}: it drops what is guarded"
+        )
+    if not wanted:
+        return (
+            f"table inet logknock only marks what it lets in ({there:#x}), and no mark is configured: it guards nothing"
+        )
+    return f"table inet logknock marks what it lets in with {there:#x}, and [firewall] mark is {wanted:#x}"
+
+
+def _marked(case: Case) -> int:
+    """The bit that our table sets; 0 where it sets none."""
+    chain = _ours(case).get(_ADMIT)
+    return next((rule.sets_mark for rule in chain.rules if rule.sets_mark), 0) if chain else 0
+
+
 def _is_sound(case: Case) -> bool:
-    """Whether our table has all its rules, where packets pass."""
+    """Whether our table has all its rules, where packets pass, and is the one that the configuration wants."""
     chains = _ours(case)
+    if _other_rules(case):
+        return False
     complete = all(name in chains and chains[name].rules for name in _CHAINS)
     return complete and chains["guard"].hook in HOOKS and chains["guard"].place == _PLACE
 
@@ -77,11 +105,11 @@ def sets(case: Case) -> Iterator[Finding]:
     """Our sets: there, of the right kind, and holding what the configuration says."""
     if not case.guards or not _ours(case):
         return
-    failure = case.sets.check([replace(door, sets=()) for door in case.config.doors])
+    failure = case.sets.check([replace(door, sets=()) for door in case.config.doors]).ours
     if failure is not None and "rules of table" not in failure.message:  # those are told of above
         yield Finding("set-granted", Level.ERROR, failure.message, case.command("rules apply"))
     for check, name, wanted in (
-        ("set-watched", WATCHED, case.knocked),
+        ("set-watched", WATCHED, case.knocked if case.config.firewall.record else frozenset()),
         ("set-guarded", GUARDED, case.config.guarded),
     ):
         yield from _compare(case, check, name, wanted)
@@ -106,7 +134,7 @@ def _compare(case: Case, check: str, name: SetName, wanted: frozenset[Service]) 
 
 
 def _traps(case: Case) -> Iterator[Finding]:
-    wanted = case.config.firewall.traps
+    wanted = case.config.firewall.traps if case.config.firewall.record else 0
     there = len(case.host.elements("traps"))
     if there < wanted:
         text = f"set traps holds {counted(there, 'port')} of {wanted:,} configured: a port scan has it easier (T1)"
@@ -118,8 +146,14 @@ def _traps(case: Case) -> Iterator[Finding]:
         yield Finding("set-traps", Level.OK, counted(there, "port"))
 
 
+def _is_timed(element: object) -> bool:
+    """Whether it is an ssh session that tries rules out: that is trusted meanwhile, and goes by itself."""
+    return isinstance(element, dict) and "timeout" in element.get("elem", ())
+
+
 def _trusted(case: Case) -> Iterator[Finding]:
-    there = [net for name in ("trusted4", "trusted6") for net in networks_of(case.host.elements(name))]
+    elements = [element for name in ("trusted4", "trusted6") for element in case.host.elements(name)]
+    there = list(networks_of(element for element in elements if not _is_timed(element)))
     wanted = case.config.firewall.trusted
     apply = case.command("rules apply")
     missing = [net for net in wanted if not _covered(net, there)]
@@ -177,7 +211,7 @@ def door_sets(case: Case) -> Iterator[Finding]:
     for door in case.config.doors:
         for name in door.sets:
             named = True
-            failure = case.sets.check([replace(door, sets=(name,), guard=False)])
+            failure = next(iter(case.sets.check([replace(door, sets=(name,), guard=False)]).others), None)
             if failure is not None:
                 failed = True
                 yield Finding(
@@ -227,13 +261,13 @@ def logs(case: Case) -> Iterator[Finding]:
 
 def _logs(case: Case, wanted: str, fits: Callable[[Log], bool], statement: str) -> Iterator[Finding]:
     listing = case.host.listing
-    fitting = [log for log in listing.logs if fits(log)]
+    fitting = [log for log in listing.logs if fits(log) and _records(case, log)]
     if not fitting:
         text = f"no rule logs to {wanted}: no knock is ever seen; {_others(listing.logs)}"
         yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, sorted(case.knocked), statement))
         return
     where = ", ".join(dict.fromkeys(log.where for log in fitting))
-    missed = [service for service in case.tried if not any(map(fits, _logged(listing, service)))]
+    missed = [service for service in case.tried if not any(map(fits, _logged(case, service)))]
     if missed:
         text = f"packets to {some(missed)} do not reach the rule that logs to {wanted} (in {where})"
         yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, missed, statement))
@@ -247,9 +281,16 @@ def _logs(case: Case, wanted: str, fits: Callable[[Log], bool], statement: str) 
         yield Finding("log-limit", Level.WARNING, text, remedy)
 
 
-def _logged(listing: Listing, service: Service) -> list[Log]:
+def _logged(case: Case, service: Service) -> list[Log]:
     """What may log a packet to the service."""
-    return [log for base in listing.bases for log in listing.fate(base, service).logs]
+    listing = case.host.listing
+    found = (log for base in listing.bases for log in listing.fate(base, service).logs)
+    return [log for log in found if _records(case, log)]
+
+
+def _records(case: Case, log: Log) -> bool:
+    """Whether it is another's, or our own rules are to record knocks; where they are not, their sets are empty."""
+    return case.config.firewall.record or not log.where.startswith(" ".join(_OURS))
 
 
 def _others(found: Collection[Log]) -> str:
@@ -267,6 +308,10 @@ def _quoted(text: str) -> str:
 
 
 def _log_remedy(case: Case, services: list[Service], statement: str) -> str:
+    if case.guards and not case.config.firewall.record:
+        if case.config.firewall.mark and any(base.program for base in _others_chains(case.host.listing)):
+            return case.command("rules apply --iptables")
+        return f"have this host's own firewall log what it drops ({statement}), or leave [firewall] record out"
     if case.guards:
         return case.command("rules apply")
     chain, make = _entrance(case, "inet")
@@ -326,7 +371,7 @@ def after(case: Case) -> Iterator[Finding]:
     opened = {service for door in case.config.doors for service in door.opens}
     clean = True
     for base in _others_chains(listing):
-        dropped = {service for service in opened if listing.fate(base, service).verdicts == {"drop"}}
+        dropped = {service for service in opened if _stopped(case, base, service)}
         for services, remedy in ((dropped & guarded, _open_guarded), (dropped - guarded, _let_in)):
             if services:
                 clean = False
@@ -336,12 +381,22 @@ def after(case: Case) -> Iterator[Finding]:
         yield Finding("dropped-after", Level.OK, "no other chain surely drops what the doors open")
 
 
+def _stopped(case: Case, base: Chain, service: Service) -> bool:
+    """Whether a chain surely drops it, whoever is let in by us: with the mark, where that is what lets in."""
+    bit = case.config.firewall.mark if service in case.config.guarded else 0
+    return case.host.listing.fate(base, service, bit).verdicts == {"drop"}
+
+
 def _others_chains(listing: Listing) -> list[Chain]:
     return [base for base in listing.bases if (base.family, base.table) != _OURS]
 
 
 def _open_guarded(case: Case, base: Chain, services: list[Service]) -> str:
-    """Everybody may pass there, since our own rules guard it; they have to, before that."""
+    """Everybody may pass there, since our own rules guard it; they have to, before that. Or only who has the mark."""
+    mark = case.config.firewall.mark
+    if mark:
+        accepted = f"nft {quote(f'insert rule {base} meta mark & {mark:#x} == {mark:#x} accept')}"
+        return case.command("rules apply --iptables") if base.program else accepted
     command = _open_up(base, services)
     sound = _is_sound(case) and not case.sets.lacks(GUARDED, services)
     return command if sound else f"{case.command('rules apply')} && {{ {command}; }}"
@@ -399,6 +454,56 @@ def _open_up(base: Chain, services: list[Service]) -> str:
     return "; ".join(
         f"{rule} -p {'tcp' if service.proto == TCP else 'udp'} --dport {service.port} -j ACCEPT" for service in services
     )
+
+
+# ---- the mark
+
+
+def mark(case: Case) -> Iterator[Finding]:
+    """Where grantees get a mark: nobody else uses it, what they are let into is closed, and the mark is accepted."""
+    bit = case.config.firewall.mark
+    if not bit:
+        return
+    try:
+        marks.check(bit)
+    except LogknockError as error:
+        remedy = f"{error.hint}  # in [firewall] mark, then {case.command('rules apply')}"
+        yield Finding("mark-used", Level.ERROR, error.message, remedy)
+    yield from _unclosed(case)
+    dropping = [base for base in _others_chains(case.host.listing) if _may_drop(case, base)]
+    accepting = [base for base in dropping if any(_lets_in(case, base, service) for service in _behind(case))]
+    if accepting:
+        yield Finding("mark-accepted", Level.OK, f"{bit:#x}, in chain {', '.join(map(str, accepting))}")
+    elif dropping:
+        text = f"this host's own firewall does not accept the mark {bit:#x}: nobody whom logknock lets in passes there"
+        yield Finding("mark-accepted", Level.ERROR, text, _open_guarded(case, dropping[0], _behind(case)))
+
+
+def _may_drop(case: Case, base: Chain) -> bool:
+    return any("drop" in case.host.listing.fate(base, service).verdicts for service in _behind(case))
+
+
+def _behind(case: Case) -> list[Service]:
+    return sorted(case.config.guarded)
+
+
+def _unclosed(case: Case) -> Iterator[Finding]:
+    """What is guarded and surely accepted everywhere: with a mark, our own rules drop nothing."""
+    for families, over in (((4, 6), ""), ((4,), " over IPv4"), ((6,), " over IPv6")):
+        bare = [to for to in _behind(case) if all(_accepts_all(case, to, family) for family in families)]
+        if bare:
+            text = f"everybody reaches {some(bare)}{over} without a knock: with [firewall] mark, our rules drop nothing"
+            remedy = f"leave mark out of [firewall], then {case.command('rules apply')}: logknock's rules drop it then"
+            yield Finding("mark-open", Level.ERROR, f"{text}, and neither does this host's own firewall", remedy)
+            return
+
+
+def _lets_in(case: Case, base: Chain, service: Service) -> bool:
+    """Whether a chain that may drop a packet may accept it if it has the mark, and that is what does it."""
+    listing, bit = case.host.listing, case.config.firewall.mark
+    chains = [chain for chain in listing.chains if chain[:2] == base[:2]]
+    asks = any(asked.match(bit) is Match.YES for chain in chains for rule in chain.rules for asked in rule.marks)
+    return asks and "accept" in listing.fate(base, service, bit).verdicts
 
 
 # ---- what the doors' own sets are for

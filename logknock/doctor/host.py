@@ -14,23 +14,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import cached_property
 from pathlib import Path
-from shutil import which
 from typing import Any, NamedTuple
 
-from ..errors import NO_PERMISSION, LogknockError
-from ..firewall import ruleset
+from ..errors import NO_PERMISSION, FirewallError, LogknockError
+from ..firewall import iptables, ruleset
 from ..knock import Service
 from ..packet import TCP, UDP
 from .rules import LEGACY, Listing, elements_of, from_nft, from_save
 
 CAP_NET_ADMIN = 12  # linux/capability.h
 
-# What prints iptables' rules: each of the two kinds by its own name, or by the common one where that is all there is.
-_SAVES = (
-    ("ip", ("iptables-nft-save", "iptables-legacy-save"), "iptables-save", "/proc/net/ip_tables_names"),
-    ("ip6", ("ip6tables-nft-save", "ip6tables-legacy-save"), "ip6tables-save", "/proc/net/ip6_tables_names"),
-)
-_LIMIT = 10.0  # seconds for a program that prints rules; a host of 100,000 rules takes two
+_LIMIT = 10.0  # seconds for a program that prints something short
 
 # Network namespaces that are asked for the switch of the first one; a host of many containers has it at its first
 # process, and elsewhere few are to be seen.
@@ -38,6 +32,8 @@ _MAX_NAMESPACES = 32
 
 _TIME_ERROR = 5  # sys/timex.h: the clock is not synchronised
 _TIMEX_BYTES = 256  # struct timex has 208
+
+_SSH_DAEMONS = ("sshd", "dropbear")
 
 _COMM = 15  # letters of a process's name that the kernel keeps (TASK_COMM_LEN)
 
@@ -176,13 +172,9 @@ class Host:
         return known._replace(chains=tuple(chains))
 
     def _saved(self) -> Iterator[Listing]:
-        for family, names, common, legacy in _SAVES:
-            programs = [name for name in names if which(name)] or [common]
-            for program in programs:
-                # Without the list of tables there are none of the old kind, and nothing is to load the module.
-                if "legacy" not in program or (self.text(legacy) or "").strip():
-                    old = LEGACY if "legacy" in program else ""
-                    yield from_save(_run([program]), family + old)
+        for program in iptables.programs():
+            with suppress(FirewallError):  # what cannot be listed has no rules
+                yield from_save(program.save(), program.family + (LEGACY if program.legacy else ""))
 
     def elements(self, name: str) -> list[Any]:
         """The elements of a set of ours, as libnftables lists them; none of a set that is missing."""
@@ -232,6 +224,15 @@ class Host:
     @cached_property
     def _reached(self) -> dict[Service, int]:
         return {socket.service: socket.inode for socket in self.sockets if not socket.local}
+
+    @property
+    def ssh(self) -> frozenset[Service]:
+        """Where an ssh daemon can be seen to listen, for others than this host."""
+        return frozenset(
+            socket.service
+            for socket in self.sockets
+            if not socket.local and (who := self.owners.get(socket.inode)) and who.name in _SSH_DAEMONS
+        )
 
     def listens(self, service: Service) -> Process | None:
         """Who listens on a service where others reach it; None: nobody."""
@@ -288,7 +289,7 @@ class Host:
 
 
 def _run(command: list[str]) -> str:
-    """What a program prints; nothing where it is not there or fails: then there are no rules of its kind."""
+    """What a program prints; nothing where it is not there or fails."""
     with suppress(OSError, subprocess.TimeoutExpired):
         done = subprocess.run(
             command, stdin=subprocess.DEVNULL, capture_output=True, text=True, errors="replace", timeout=_LIMIT,

@@ -71,6 +71,9 @@ def prove(path: Path) -> Iterator[Finding]:
         yield Finding(LIVE, Level.ERROR, f"{', '.join(missing)}: not found on the PATH", f"apt-get install {packages}")
         return
     yield from _inside(path)
+    if config.firewall.mark:
+        text = "the rules there drop by themselves: whether this host's own firewall accepts the mark is no part of it"
+        yield Finding(LIVE, Level.NOTE, text)
     if config.sources != ("nflog",):
         text = (
             "this proves all but the way through the kernel's log, which new namespaces do not write to: it was NFLOG"

@@ -58,13 +58,30 @@ class Match(Enum):
     YES = auto()
 
 
+class Mark(NamedTuple):
+    """What a rule asks of a packet's mark: that the bits of the mask are those of the value, or that they are not."""
+
+    mask: int
+    value: int
+    equal: bool = True
+
+    def match(self, bit: int) -> Match:
+        """Whether it holds for a packet that has this bit, and of which the others are not known; 0: none is."""
+        if self.mask & bit and not self.value & bit:
+            return Match.NO if self.equal else Match.YES
+        if bit and self.mask == bit:
+            return Match.YES if self.equal else Match.NO
+        return Match.MAYBE
+
+
 class Rule(NamedTuple):
     """One rule: what it does, and what it asks of a packet before.
 
     verdict: accept, drop, jump, goto, return, or "" for one that goes on; target: the chain of a jump or goto.
     protocols, ports: None for any; ports are (first, last). never: it is not about new connections from outside.
     unknown: it asks for more than can be told here. translates: it changes the destination.
-    sets: the named sets of its table that it looks into.
+    sets: the named sets of its table that it looks into. marks: what it asks of the mark; sets_mark: the bits that it
+    sets there.
     """
 
     verdict: str = ""
@@ -76,14 +93,19 @@ class Rule(NamedTuple):
     log: Log | None = None
     translates: bool = False
     sets: frozenset[str] = frozenset()
+    marks: tuple[Mark, ...] = ()
+    sets_mark: int = 0
 
-    def match(self, service: Service) -> Match:
-        """Whether it matches the first packet of somebody else to this service."""
+    def match(self, service: Service, bit: int = 0) -> Match:
+        """Whether it matches the first packet of somebody else to this service; bit: one that its mark has for sure."""
         if self.never or (self.protocols is not None and service.proto not in self.protocols):
             return Match.NO
         if self.ports is not None and not any(first <= service.port <= last for first, last in self.ports):
             return Match.NO
-        return Match.MAYBE if self.unknown else Match.YES
+        found = {mark.match(bit) for mark in self.marks}
+        if Match.NO in found:
+            return Match.NO
+        return Match.MAYBE if self.unknown or Match.MAYBE in found else Match.YES
 
 
 class Chain(NamedTuple):
@@ -148,9 +170,12 @@ class Listing(NamedTuple):
         chains = (chain for chain in self.chains if (chain.family, chain.table) == (name.family, name.table))
         return tuple(rule for chain in chains for rule in chain.rules if name.name in rule.sets)
 
-    def fate(self, base: Chain, service: Service) -> "Fate":
-        """What may happen to a new connection to the service in this chain and those that it jumps to."""
-        walk = _Walk({chain.name: chain for chain in self.chains if chain[:2] == base[:2]}, service)
+    def fate(self, base: Chain, service: Service, bit: int = 0) -> "Fate":
+        """What may happen to a new connection to the service in this chain and those that it jumps to.
+
+        bit: one that the mark of its packets has, whatever else is in it; 0: nothing is known of it.
+        """
+        walk = _Walk({chain.name: chain for chain in self.chains if chain[:2] == base[:2]}, service, bit)
         if not walk.through(base, 0):
             walk.verdicts.add(base.policy)
         return Fate(frozenset(walk.verdicts), tuple(dict.fromkeys(walk.logs)))
@@ -166,9 +191,10 @@ class Fate(NamedTuple):
 class _Walk:
     """One packet's way through the chains of a table."""
 
-    def __init__(self, chains: dict[str, Chain], service: Service) -> None:
+    def __init__(self, chains: dict[str, Chain], service: Service, bit: int) -> None:
         self._chains = chains
         self._service = service
+        self._bit = bit
         self._ended: dict[str, bool] = {}  # what through() has found; until then, for a chain that jumps to itself
         self.verdicts: set[str] = set()
         self.logs: list[Log] = []
@@ -183,7 +209,7 @@ class _Walk:
     def _follow(self, chain: Chain, depth: int) -> bool:
         certain = True  # that it has not left the chain already
         for rule in chain.rules if depth < _MAX_DEPTH else ():
-            match = rule.match(self._service)
+            match = rule.match(self._service, self._bit)
             if match is Match.NO:
                 continue
             if rule.log:
@@ -274,6 +300,8 @@ def _nft_rules(expressions: Any, where: str) -> Iterator[Rule]:
         match kind, shown:
             case "match", dict():
                 rule = _nft_match(rule, shown)
+            case "mangle", {"key": {"meta": {"key": "mark"}}, "value": {"|": [_, int(bits)]}}:
+                rule = rule._replace(sets_mark=rule.sets_mark | bits)
             case "limit", _:
                 rule, limit = rule._replace(unknown=True), _limit(shown)
             case "log", dict() | None:
@@ -321,7 +349,7 @@ def _nft_match(rule: Rule, match: dict[str, Any]) -> Rule:
     what, values = _left(left), _values(match.get("right"))
     named = {value[1:] for value in values if isinstance(value, str) and value.startswith("@")}
     rule = rule._replace(sets=rule.sets | named)
-    known = None
+    known = _with_mark(rule, match)
     if plain and what == "dport":
         known = _with_dport(rule, left, values)
     elif plain and what == "l4proto":
@@ -354,6 +382,20 @@ def _number_of(value: Any) -> int | None:
     if isinstance(value, str) and not value.startswith("@"):
         return PROTOCOLS.get(value, -1)
     return value if isinstance(value, int) else None
+
+
+_WHOLE_MARK = 0xFFFFFFFF
+
+
+def _with_mark(rule: Rule, match: dict[str, Any]) -> Rule | None:
+    """None where it is not about the mark, or with more than a number."""
+    equal = match.get("op") in ("==", "in")
+    match match:
+        case {"op": "==" | "!=", "left": {"&": [{"meta": {"key": "mark"}}, int(mask)]}, "right": int(value)}:
+            return rule._replace(marks=(*rule.marks, Mark(mask, value, equal)))
+        case {"op": "==" | "!=" | "in", "left": {"meta": {"key": "mark"}}, "right": int(value)}:
+            return rule._replace(marks=(*rule.marks, Mark(_WHOLE_MARK, value, equal)))
+    return None
 
 
 _NOT_NEW = {"established", "related", "invalid"}
@@ -524,7 +566,7 @@ _HARMLESS = {"-m", "--reject-with", "--comment", "--limit-burst"}  # each with i
 
 
 def _save_rule(words: list[str], where: str) -> Rule:
-    rule, limit, wanted, inverted = Rule(), "", "", False
+    rule, limit, wanted, module, inverted = Rule(), "", "", "", False
     options = dict(pairwise(words))
     at = iter(words)
     for word in at:
@@ -540,6 +582,11 @@ def _save_rule(words: list[str], where: str) -> Rule:
             break  # what follows is the target's
         if word == "--limit":
             limit = value
+        if word == "-m":
+            module = value
+        if word == "--mark" and module == "mark" and (asked := _save_mark(value)):
+            rule, inverted = rule._replace(marks=(*rule.marks, asked._replace(equal=not inverted))), False
+            continue
         if word not in _HARMLESS:
             rule = rule._replace(unknown=True) if inverted else _save_match(rule, word, value)
         inverted = False
@@ -562,6 +609,11 @@ def _save_match(rule: Rule, word: str, value: str) -> Rule:
     if word in ("-i", "--in-interface") and value == "lo":
         return rule._replace(never=True)
     return rule._replace(unknown=True)
+
+
+def _save_mark(value: str) -> Mark | None:
+    found = re.fullmatch(r"0x([0-9a-f]{1,8})(?:/0x([0-9a-f]{1,8}))?", value)
+    return Mark(int(found[2], 16) if found[2] else _WHOLE_MARK, int(found[1], 16)) if found else None
 
 
 def _number(text: str) -> int:
