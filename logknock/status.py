@@ -98,6 +98,19 @@ def look(doors: Iterable[Door], state: Path, most: int, progress: Progress, only
     return Status(find_daemon(state), known.open, files, known.history, known.remarks)
 
 
+def used_up(door: Door, state: Path) -> tuple[str, ...]:
+    """Why none of a door's one-time sequences can open it, for each of its files; empty for one that has some left."""
+    files = [(door.name, path) for path in door.onetime]
+    turns = _recall(files, state, 0, door.name, lambda path, count: None).turns
+    return tuple("" if turn.next_line is not None else _why(turn) for turn in turns)
+
+
+def _why(turn: "_Turn") -> str:
+    if turn.place is None and turn.remarks:
+        return f"{turn.path}: {turn.remarks[-1].text.partition(' (hint: ')[0]}"
+    return f"{turn.path} is used up"
+
+
 # ---- the daemon
 
 

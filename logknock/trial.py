@@ -1,7 +1,8 @@
 """A change on trial: it is undone unless somebody confirms it in time.
 
 Rule 1: the process that is to undo the change is running before the change is made, is nobody's child, and needs
-nothing any more but what it holds: the command may be killed, the connection it came over may break.
+nothing any more but what it holds: the command may be killed, the connection it came over may break, and systemd may
+end the session with all that is in it.
 Rule 2: only a word in the trial's file confirms. A file that is gone confirms nothing, whoever tidied up.
 
 The file is `rules.unconfirmed`. Its last line says how the trial ended, once it has; the undoing process holds a lock
@@ -103,11 +104,14 @@ def _file(runtime: Path) -> Path:
 
 
 @contextmanager
-def alone(runtime: Path) -> Iterator[None]:
-    """Hold `rules.lock`; waits for whoever has it, which takes as long as one change does."""
+def alone(runtime: Path, *, wait: bool = True) -> Iterator[None]:
+    """Hold `rules.lock`; waits for whoever has it, which takes as long as one change does.
+
+    Without `wait` it raises BlockingIOError where somebody has it.
+    """
     descriptor = _open_lock(runtime)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a forked process may still have a copy
@@ -126,6 +130,7 @@ def start(runtime: Path, seconds: float, undo: Callable[[], Outcome]) -> Trial:
     try:
         path.unlink(missing_ok=True)  # of a trial that nobody ended
         held = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
+        _give_to_owner(held, runtime)
         fcntl.flock(held, fcntl.LOCK_EX)
         trial = Trial(path, os.open(path, _OPEN))
         trial.note(f"unless confirmed, undone at {time.strftime('%F %T %z', time.localtime(time.time() + seconds))}")
@@ -146,6 +151,7 @@ def _start_orphan(keep: tuple[int, ...], work: Callable[[], None]) -> None:
         code = 1
         try:
             os.setsid()
+            _leave_groups()
             # What a terminal sends when it goes. SIGTERM waits until it is asked for.
             signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP, signal.SIGINT, signal.SIGTERM})
             if os.fork() == 0:
@@ -156,6 +162,34 @@ def _start_orphan(keep: tuple[int, ...], work: Callable[[], None]) -> None:
             os._exit(code)  # the caller's exit is the caller's: its buffers, its cleaning up
     if os.waitpid(child, 0)[1]:
         raise OSError(errno.EAGAIN, "the process that would undo the change cannot be started")
+
+
+# Where control groups are: of the second version alone, or beside the first. In these systemd finds its processes.
+_HIERARCHIES = {"": ("/sys/fs/cgroup", "/sys/fs/cgroup/unified"), "name=systemd": ("/sys/fs/cgroup/systemd",)}
+
+
+def _leave_groups() -> None:
+    """Go to the control groups that process 1 is in: whoever ends a session kills what is in the session's.
+
+    systemd-logind does so where a user's processes are to be killed (logind.conf(5), KillUserProcesses), and ends a
+    session that is told to end. Where this is not allowed (for one who is not root; in a container whose groups are
+    not its own) the process stays where it is.
+    """
+    with suppress(OSError):
+        for line in Path("/proc/1/cgroup").read_text("utf-8").splitlines():
+            _, hierarchy, group = line.split(":", 2)  # cgroups(7)
+            for top in _HIERARCHIES.get(hierarchy, ()):
+                with suppress(OSError):
+                    _enter_group(Path(f"{top}{group}/cgroup.procs"))
+
+
+def _enter_group(processes: Path) -> None:
+    """Raises OSError. Never makes the file: beside version 1, what is above the groups is an ordinary directory."""
+    descriptor = os.open(processes, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, b"0")
+    finally:
+        os.close(descriptor)
 
 
 def _let_go(keep: tuple[int, ...]) -> None:
@@ -200,9 +234,18 @@ def _open_lock(runtime: Path) -> int:
     try:
         runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         # Not the directory itself: whoever can read that could hold its lock, and no undo would ever happen.
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        _give_to_owner(descriptor, runtime)
+        return descriptor
     except OSError as error:
         raise file_error(path, error) from None
+
+
+def _give_to_owner(descriptor: int, folder: Path) -> None:
+    """What root makes is the directory's owner's: a daemon that is not root has to look at it. Raises OSError."""
+    owner = folder.stat()
+    if os.geteuid() == 0 and owner.st_uid != os.fstat(descriptor).st_uid:
+        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def file_error(path: Path, error: OSError) -> LogknockError:

@@ -32,6 +32,8 @@ class Host:
     def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
         """Run to the end (a minute at most) and give back what it printed; check=False for an expected failure."""
         options.setdefault("timeout", 60)
+        if "input" not in options:  # never a terminal, which some commands ask something on
+            options.setdefault("stdin", subprocess.DEVNULL)
         done = subprocess.run(self.argv(command), capture_output=True, text=True, check=False, **options)
         if check and done.returncode:
             raise AssertionError(f"{' '.join(command)}: exit {done.returncode}\n{done.stdout}{done.stderr}")

@@ -38,6 +38,8 @@ class Commands(click.Group):
     """Imports a command's file when it is asked for: a knock does not wait for libnftables to load."""
 
     files: ClassVar = {
+        "ban": "bans",
+        "bans": "bans",
         "check": "check",
         "demo": "demo",
         "doctor": "doctor",
@@ -50,6 +52,7 @@ class Commands(click.Group):
         "rules": "rules",
         "run": "run",
         "status": "status",
+        "unban": "bans",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:

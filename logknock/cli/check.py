@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from .. import lockout, session
 from ..config import Config, ConfigError, Problem, load
 from ..errors import printable
 from ..firewall.ruleset import knocked_once
@@ -30,7 +31,11 @@ def check(config_path: Path, as_json: bool) -> int:
     _, onetime = knocked_once(config)
     for text in onetime:
         click.echo(f"logknock: warning: {printable(text)}", err=True)
-    doors, warnings = _count(len(config.doors), "door"), _count(len(config.warnings) + len(onetime), "warning")
+    shut = _shut(config)
+    for text in shut:
+        click.echo(f"logknock: warning: {text}", err=True)
+    warned = len(config.warnings) + len(onetime) + len(shut)
+    doors, warnings = _count(len(config.doors), "door"), _count(warned, "warning")
     click.echo(f"{printable(str(config_path))}: ok, {doors}, {warnings}")
     return 0
 
@@ -50,9 +55,17 @@ def _check_as_json(path: Path) -> int:
         "errors": [_plain(problem) for problem in errors],
         "warnings": [_plain(problem) for problem in config.warnings] if config else [],
         "onetime": list(knocked_once(config)[1]) if config else [],
+        "ssh": _shut(config) if config else [],
     }
     click.echo(json.dumps(answer, indent=2))
     return code
+
+
+def _shut(config: Config) -> list[str]:
+    """What `rules apply` would refuse, as far as that depends on nothing but this configuration and this session."""
+    own = session.current()
+    ssh = {lockout.SSH, *([own.service] if own else [])}
+    return [error.words() for error in lockout.unopened(config, ssh)]
 
 
 def _plain(problem: Problem) -> dict[str, Any]:

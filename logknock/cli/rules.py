@@ -1,26 +1,37 @@
 """`logknock rules`: the firewall rules, from the configuration to the kernel. Rule: it prints and asks, no more."""
 
+import json
+import os
 import select
 import sys
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from shlex import quote
 
 import click
 from click.core import ParameterSource
 
+from .. import lockout, session, status
 from ..config import Config, ConfigError, load, parse_duration
-from ..errors import LogknockError, printable
-from ..firewall import ruleset
+from ..errors import FAILURE, USAGE, LogknockError, printable
+from ..firewall import difference, iptables, marks, ruleset
+from ..firewall.difference import Difference, UntriedError
+from ..knock import Service
+from ..session import Session
 from ..trial import POLL, Outcome, Trial
 from . import config_option
 
 # Long enough to open a second session. Whoever wants to try for longer than this means another thing.
 _SHORTEST, _LONGEST = 1, 3600
 
+# How many services a question lists, so that it fits on two lines.
+_MAX_NAMED = 8
+
 
 @click.group(epilog="Example: logknock rules apply --confirm 60s")
 def rules() -> None:
-    """Show, load, confirm and remove the firewall rules.
+    """Show, compare, load, confirm and remove the firewall rules.
 
     They are one table of nftables, inet logknock, that stands before any other firewall and needs none.
     """
@@ -28,13 +39,58 @@ def rules() -> None:
 
 @rules.command("print", epilog="Example: logknock rules print | nft -f -")
 @config_option
-def print_(config_path: Path) -> None:
+@click.option("--iptables", "for_iptables", is_flag=True, help="Print what iptables-restore --noflush takes.")
+def print_(config_path: Path, for_iptables: bool) -> None:
     """Print the rules as `nft -f` takes them: exactly what apply loads.
 
-    They hold the secret knock ports.
+    They hold the secret knock ports. With --iptables: what an iptables firewall needs where [firewall] mark is set, for
+    IPv4 and IPv6 alike, made for the rules that this host has.
     """
+    if for_iptables:
+        click.echo(iptables.printed(load(config_path)), nl=False)
+        return
     text, _ = _render(load(config_path))
     click.echo(text, nl=False)
+
+
+@rules.command(epilog="Example: logknock rules diff && echo nothing to apply")
+@config_option
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for scripts.")
+def diff(config_path: Path, as_json: bool) -> int:
+    """Show what apply would change, as diff -u does.
+
+    In the rules that are loaded, whoever changed them, and in the sets that come from the configuration; not who is
+    granted or banned. The output holds the secret knock ports. Nothing is changed. Exit code 0: nothing differs; 1:
+    something does; 2: that cannot be found out; 77: not allowed; 69: there is no nftables here.
+    """
+    config = load(config_path)
+    for error in lockout.shut(config, _ssh_services(session.current())):
+        click.echo(f"logknock: warning: {error.words()}", err=True)
+    text, _ = _render(config)
+    try:
+        found = difference.of(text)
+    except LogknockError as error:
+        code = USAGE if error.exit_code == FAILURE else error.exit_code  # 1 is an answer here
+        raise LogknockError(error.message, error.hint, code) from None
+    if as_json:
+        click.echo(json.dumps(_plain(found), indent=2))
+    else:
+        for line in found.unified():
+            click.echo(click.style(line, fg=_COLOURS.get(line[:1])))
+    return 1 if found else 0
+
+
+_COLOURS = {"+": "green", "-": "red", "@": "cyan"}
+
+
+def _plain(found: Difference) -> dict[str, object]:
+    elements = {name: found.elements(name) for name in ruleset.CONFIGURED}
+    return {
+        "differs": bool(found),
+        "loaded": found.before is not None,
+        "rules": list(found.unified(elements=False)),
+        "elements": {name: {"added": list(added), "removed": list(gone)} for name, (added, gone) in elements.items()},
+    }
 
 
 def _confirm_option(ctx: click.Context, param: click.Parameter, text: str | None) -> float | None:
@@ -58,20 +114,43 @@ def _confirm_option(ctx: click.Context, param: click.Parameter, text: str | None
     callback=_confirm_option,
     help="Undo everything after TIME (60s, 5m), unless `logknock rules confirm` is run before.",
 )
-def apply(config_path: Path, seconds: float | None) -> None:
+@click.option("-y", "--yes", is_flag=True, help="Do not ask on a terminal.")
+@click.option(
+    "--iptables",
+    "with_iptables",
+    is_flag=True,
+    help="Have this host's iptables accept [firewall] mark, and log what it drops, too.",
+)
+def apply(config_path: Path, seconds: float | None, yes: bool, with_iptables: bool) -> None:
     """Load the rules in one transaction: all of them, or nothing changes.
 
-    Sessions that are there go on, and open doors stay open. Exit code 1: refused, or undone; 77: not
-    allowed; 69: there is no nftables here.
+    Sessions that are there go on, and open doors stay open. With --confirm over ssh, the address that you come from
+    is trusted meanwhile; without it you are asked first, on a terminal. Refused is what would close ssh with no door
+    that could open it. Exit code 1: refused, not wanted, or undone; 77: not allowed; 69: there is no nftables here.
     """
     config = load(config_path)
+    own = session.current()
+    for error in lockout.shut(config, _ssh_services(own)):
+        raise error
+    if config.firewall.mark:
+        marks.check(config.firewall.mark)
+    change = _iptables_change(config) if with_iptables else None
     text, summary = _render(config)
+    if change is not None:
+        summary += f"\n{change.summary}"
     if seconds is None:
-        ruleset.apply(text, config.runtime)
+        if not yes and sys.stdin.isatty():
+            _ask(config, text, own)
+        ruleset.apply(text, config.runtime, config.state, change)
         click.echo(summary)
         return
-    with ruleset.try_out(text, config.runtime, seconds) as trial:
+    passing = "" if own is None or own.is_local else ruleset.session_element(config, own.peer, seconds)
+    with ruleset.try_out(text, config.runtime, config.state, seconds, passing, change) as trial:
         click.echo(summary)
+        if own is not None and passing:
+            click.echo(f"{own.address}, where you come from, is trusted meanwhile: knock from elsewhere to try it")
+        elif own is None and "SSH_CONNECTION" in os.environ:
+            click.echo("where you come from cannot be told (from within tmux?): nobody is trusted meanwhile")
         _wait(trial, config, seconds)
 
 
@@ -82,7 +161,8 @@ def confirm(config_path: Path) -> None:
 
     Run it from a new session: that it can be opened is what is to be confirmed.
     """
-    ruleset.confirm(load(config_path).runtime)
+    config = load(config_path)
+    ruleset.confirm(config.runtime, config.state)
     click.echo("confirmed: the rules stand")
 
 
@@ -91,13 +171,84 @@ def confirm(config_path: Path) -> None:
 def remove(config_path: Path) -> None:
     """Delete the table and all that is in it: nothing is guarded any more.
 
-    A configuration with errors is no obstacle.
+    And what apply --iptables has put into iptables. A configuration with errors is no obstacle.
     """
+    runtime = state = None
     try:
-        runtime = load(config_path).runtime
+        config = load(config_path)
+        runtime, state = config.runtime, config.state
     except ConfigError:
-        runtime = None
-    click.echo("removed" if ruleset.remove(runtime) else "no rules are loaded: there is nothing to remove")
+        hint = "the configuration has errors; a logknock that runs may load the rules again: stop it first"
+        click.echo(f"hint: {hint}", err=True)
+    cleared, failure = _clear_iptables()
+    there = ruleset.remove(runtime, state)
+    if cleared:
+        click.echo(f"removed, from {', '.join(cleared)} too" if there else f"removed from {', '.join(cleared)}")
+    elif there or failure is None:
+        click.echo("removed" if there else "no rules are loaded: there is nothing to remove")
+    if failure is not None:
+        raise failure
+
+
+def _iptables_change(config: Config) -> iptables.Change:
+    change = iptables.Change(config)
+    for warning in change.warnings:
+        click.echo(f"logknock: warning: {warning}", err=True)
+    return change
+
+
+def _clear_iptables() -> tuple[list[str], LogknockError | None]:
+    """Where our rules were taken out of, and what kept them from it: no reason to keep those of nftables."""
+    try:
+        return iptables.remove(), None
+    except LogknockError as error:
+        return [], error
+
+
+def _ssh_services(own: Session | None) -> set[Service]:
+    """Where ssh is on this host, as far as that can be seen."""
+    from ..doctor.host import Host
+
+    return {lockout.SSH, *Host().ssh, *([own.service] if own else [])}
+
+
+def _ask(config: Config, text: str, own: Session | None) -> None:
+    """Ask whether to load the text, if that would change anything; raises LogknockError without a yes."""
+    found: Difference | None = None
+    with suppress(UntriedError):
+        found = difference.of(text)
+        if not found:
+            return
+    for line in _consequences(config, found, own):
+        click.echo(line, err=True)
+    typed = ""
+    with suppress(KeyboardInterrupt):
+        click.echo("Load it? [y/N] ", nl=False, err=True)
+        typed = sys.stdin.readline()
+    if not typed.endswith("\n"):
+        click.echo(err=True)
+    if typed.strip().lower() not in ("y", "yes"):
+        raise LogknockError("not loaded: nothing is changed", "`logknock rules apply --confirm 60s` loads it on trial")
+
+
+def _consequences(config: Config, found: Difference | None, own: Session | None) -> Iterator[str]:
+    """What somebody should know who is asked; without a difference that could be found, the worst."""
+    closed = [str(service) for service in sorted(config.guarded)]
+    if config.firewall.mark:
+        closed = []
+    elif found is not None:
+        closed = [f"{port}/{proto}" for proto, _, port in map(str.split, found.elements("guarded")[0])]
+    if closed:
+        more = f" and {len(closed) - _MAX_NAMED} more" if len(closed) > _MAX_NAMED else ""
+        yield f"this closes {', '.join(closed[:_MAX_NAMED])}{more} to everybody but the trusted and those who knock"
+        if own is not None and not (own.is_local or ruleset.trusts(config, own.peer)):
+            yield f"{own.address}, where you come from, is not trusted: this session goes on, a new one needs a knock"
+        if status.find_daemon(config.state).runs is False:
+            yield "no daemon runs: knocks open nothing until `logknock run`"
+    elif found is not None and found.before is None:
+        yield "this loads the rules, which close nothing by themselves"
+    else:
+        yield "this changes the rules that are loaded: `logknock rules diff` shows how"
 
 
 def _render(config: Config) -> tuple[str, str]:
@@ -140,7 +291,7 @@ def _wait(trial: Trial, config: Config, seconds: float) -> None:
             line = sys.stdin.readline() if typed else None
             terminal = terminal and line != ""  # nobody can type any more
             if line and line.strip().lower() == "yes":
-                ruleset.confirm(config.runtime)
+                ruleset.confirm(config.runtime, config.state)
     except KeyboardInterrupt:
         raise LogknockError("not confirmed: the rules will be undone", f"to keep them: {command}") from None
     if outcome is not Outcome.CONFIRMED:

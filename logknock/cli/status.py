@@ -4,22 +4,29 @@ import json
 import math
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import click
 
 from ..config import load
+from ..control import ControlError, ask
 from ..errors import USAGE, LogknockError, printable
 from ..status import MOST_HISTORY, File, Open, Progress, Remark, Running, Status, look
 from . import config_option
 
+# Seconds that a daemon may take to say what it has read; it answers in a tenth of one, and the rest needs no daemon.
+_ANSWER_LIMIT = 3.0
+
 # Seconds of reading before a terminal hears of it: a file of a few thousand sequences takes less.
 _PATIENCE = 0.3
+
+# Of each source its name, records, lost and ignored, as the control socket has them.
+Sources = Sequence[Mapping[str, Any]]
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
@@ -41,7 +48,8 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
     """Does the daemon run, who is in, how far are the one-time files used?
 
-    It reads files only, so it answers without a daemon too. Never prints a sequence. Exit code 1: something needs a
+    It reads files, so it answers without a daemon too; a daemon that runs is asked what it has read, and what was lost
+    on the way to it, where you may ask it. Never prints a sequence. Exit code 1: something needs a
     person: a one-time file that is used up or cannot be used, a state database that cannot be read; 77: not allowed;
     78: the configuration is wrong. That no daemon runs, or that a file will soon be used up, is said and is no failure.
     """
@@ -51,24 +59,36 @@ def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
         raise LogknockError(f"there is no door {printable(only)}", f"the doors are: {', '.join(names)}", USAGE)
     with _progress() as progress:
         found = look(config.doors, config.state, most, progress, only)
+    sources = None if found.running.runs is False else _read_by(config.runtime)
     if as_json:
-        click.echo(json.dumps(_plain(found), indent=2))
+        click.echo(json.dumps(_plain(found, sources), indent=2))
     else:
-        for line in _lines(found):
+        for line in _lines(found, sources):
             click.echo(line)
     return found.code
+
+
+def _read_by(runtime: Path) -> Sources | None:
+    """What the running daemon has read; None where it does not say."""
+    try:
+        (answer,) = ask(runtime, "status", _ANSWER_LIMIT)
+    except (ControlError, ValueError):  # none is there, it may not be asked, or it is of another version
+        return None
+    return cast("Sources", answer["sources"])
 
 
 # ---- for people
 
 
-def _lines(found: Status) -> Iterator[str]:
+def _lines(found: Status, sources: Sources | None) -> Iterator[str]:
     yield _running(found.running)
     yield from _remarks("", found.remarks)
+    if sources is not None:
+        yield from _sources(sources)
     yield from _section("open doors", map(_open_row, found.open), "none")
     yield from _files(found.files)
     if found.history:
-        rows = ((_local(entry.wall), entry.event, *entry[2:]) for entry in found.history)
+        rows = ((local_time(entry.wall), entry.event, *entry[2:]) for entry in found.history)
         yield from _section("what happened last (the latest first, local time)", rows)
 
 
@@ -78,6 +98,16 @@ def _running(running: Running) -> str:
     if not running.runs:
         return click.style("logknock does not run: nobody is let in", fg="yellow")
     return click.style(f"logknock runs (process {running.pid})", fg="green")
+
+
+def _sources(sources: Sources) -> Iterator[str]:
+    rows = [
+        (each["name"], f"{each['records']:,} records", f"{each['lost']:,} lost", f"{each['ignored']:,} no packet")
+        for each in sources
+    ]
+    yield from _section("read since its start", rows, "nothing")
+    if any(each["lost"] for each in sources):
+        yield from _remarks("    ", (Remark("a knock may be among what was lost (hint: knock again)"),))
 
 
 def _section(heading: str, rows: Iterable[Sequence[str]], otherwise: str = "") -> Iterator[str]:
@@ -93,7 +123,7 @@ def _section(heading: str, rows: Iterable[Sequence[str]], otherwise: str = "") -
 
 
 def _open_row(door: Open) -> tuple[str, ...]:
-    return door.door, door.address, f"{_duration(door.left)} left"
+    return door.door, door.address, f"{duration(door.left)} left"
 
 
 def _files(files: Sequence[File]) -> Iterator[str]:
@@ -120,7 +150,7 @@ def _remarks(indent: str, remarks: Iterable[Remark]) -> Iterator[str]:
         yield f"{indent}{click.style(f'{word}:', fg='red' if code else 'yellow')} {printable(text)}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
     """As the configuration has it, `1h30m`; the two largest units, and never less than is left."""
     rest, parts = math.ceil(seconds), []
     for unit, size in _UNITS:
@@ -130,7 +160,7 @@ def _duration(seconds: float) -> str:
     return "".join(parts[:2])
 
 
-def _local(wall: float) -> str:
+def local_time(wall: float) -> str:
     try:
         return datetime.fromtimestamp(wall).strftime("%Y-%m-%d %H:%M:%S")
     except (OverflowError, ValueError, OSError):  # a clock that was very wrong
@@ -140,10 +170,11 @@ def _local(wall: float) -> str:
 # ---- for programs
 
 
-def _plain(found: Status) -> dict[str, Any]:
+def _plain(found: Status, sources: Sources | None) -> dict[str, Any]:
     return {
         "ok": not found.code,
         "daemon": found.running._asdict(),
+        "sources": sources,
         "open": [
             {"door": door, "address": address, "opened": _utc(opened), "left": math.ceil(left)}
             for door, address, opened, left in found.open

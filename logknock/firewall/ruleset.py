@@ -14,22 +14,28 @@ import tempfile
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from hashlib import shake_256
+from ipaddress import ip_address
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 from .. import netlink, trial
 from ..config import Config
 from ..errors import NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
 from ..knock import Service
 from ..onetime_files import OnetimeError, knocked_in, named_twice
-from ..packet import PROTOCOL_NAMES, TCP, UDP
+from ..packet import PROTOCOL_NAMES, TCP, UDP, address_text
 from ..trial import Outcome, Trial
+from .intent import Intent
 
 TABLE = "inet logknock"
 
 # What apply fills, and an undo puts back. The other sets are the kernel's and the daemon's: grants among them run on
 # through a load and its undoing, so that none is lost and none comes back after its end (T33).
 CONFIGURED = ("trusted4", "trusted6", "guarded", "watched", "traps")
+
+# Of these the ones in which an element may have a timeout: the address of the session that tries rules out. It is no
+# part of the configuration, and nothing that an undo brings back.
+_TRUSTED = ("trusted4", "trusted6")
 
 # What Debian 12 has; the rules were tried on nothing older.
 OLDEST_NFT = (1, 0, 6)
@@ -71,6 +77,19 @@ def render(
             _add("traps", _elements(traps(config, seed, listening, onetime))),
         )
     )
+
+
+def session_element(config: Config, src: bytes, seconds: float) -> str:
+    """What makes an address trusted for so long, behind the rules' text; nothing where it is trusted anyway."""
+    if trusts(config, src):
+        return ""
+    name = "trusted4" if len(src) == 4 else "trusted6"
+    return _add(name, [f"{address_text(src)} timeout {round(seconds * 1000)}ms"])
+
+
+def trusts(config: Config, src: bytes) -> bool:
+    """Whether the configuration trusts an address."""
+    return any(ip_address(src) in network for network in config.firewall.trusted)
 
 
 def _log_statement(config: Config) -> str:
@@ -233,12 +252,82 @@ def listening() -> frozenset[Service]:
 def load(text: str) -> None:
     """Give the text to the kernel: all of it counts from now on, or a FirewallError says why none of it does."""
     there = loaded()
+    if there:
+        _check_ours()
     try:
-        _nft(text)
+        _nft((_make_room() if there else "") + text)
     except FirewallError as error:
         if there:
             error.hint = f"where logknock did not make the table {TABLE}: `logknock rules remove` deletes it"
         raise
+
+
+_PARTS = re.compile(r"^\t((?:set|map|chain|counter|quota|limit|flowtable|ct \w+) \w+) \{", re.MULTILINE)
+
+
+def _check_ours() -> None:
+    """Raises FirewallError where the table of our name has something in it that is not of our rules.
+
+    nft would put ours beside it, and empty its chains.
+    """
+    known = {part for name in ("logknock.nft", "mark.nft") for part in _PARTS.findall(_rules_file(name).read_text())}
+    strange = [part for part in _PARTS.findall(_nft(f"list table {TABLE}", terse=True)) if part not in known]
+    if strange:
+        hint = "give that table another name; where nobody needs it, `logknock rules remove` deletes it"
+        raise FirewallError(f"table {TABLE} is not logknock's: {strange[0]} is none of ours", hint)
+
+
+# A set of trusted networks as versions before this one made it, in libnftables' words.
+_EARLIER = re.compile(
+    r"^\tset (trusted[46]) \{\n\t\ttype ipv[46]_addr\n\t\tflags interval(?:,timeout)?\n\t\tauto-merge\n\t\}$",
+    re.MULTILINE,
+)
+
+
+def _make_room() -> str:
+    """What takes away, in the same transaction, sets that an earlier version made in a way that does not fit any more.
+
+    The kernel does not let go of a set that a rule looks into: the rules, which are to be replaced, go first.
+    """
+    names = _EARLIER.findall(_nft(f"list table {TABLE}", terse=True))
+    deletions = [f"delete set {TABLE} {name}\n" for name in names]
+    return "".join((f"flush table {TABLE}\n", *deletions)) if names else ""
+
+
+class Snapshot(NamedTuple):
+    """The table as libnftables lists it: without elements, and the elements of the configured sets that it has.
+
+    Elements with a timeout are left out: a session's, that goes by itself.
+    """
+
+    rules: str
+    elements: dict[str, tuple[str, ...]]
+
+    @property
+    def text(self) -> str:
+        """What makes the same again, as `nft -f` takes it."""
+        return self.rules + "".join(_add(name, list(elements)) for name, elements in self.elements.items())
+
+
+def snapshot() -> Snapshot | None:
+    """The table that is loaded; None where there is none. Raises FirewallError."""
+    if not loaded():
+        return None
+    rules = _nft(f"list table {TABLE}", terse=True)
+    there = set(re.findall(r"^\tset (\w+) \{$", rules, re.MULTILINE))
+    return Snapshot(rules, {name: _elements_there(name) for name in CONFIGURED if name in there})
+
+
+# An element in libnftables' words, up to the comma behind it: a comment is the one thing that may hold another.
+_ELEMENT = re.compile(r'(?:[^",]|"[^"]*")+')
+
+
+def _elements_there(name: str, *, with_timeout: bool = False) -> tuple[str, ...]:
+    """The elements of a set without a timeout, or those that have one."""
+    _, _, inside = _nft(f"list set {TABLE} {name}").partition("elements = {")
+    inside, _, _ = inside.rpartition("\n\t}")[0].rpartition("}")
+    found = (" ".join(element.split()) for element in _ELEMENT.findall(inside))
+    return tuple(element for element in found if (" timeout " in element.partition('"')[0]) == with_timeout)
 
 
 def loaded() -> bool:
@@ -319,50 +408,100 @@ def refusal(words: str) -> FirewallError:
 # ---- one change at a time, for good or on trial
 
 
-def apply(text: str, runtime: Path) -> None:
-    """Load the text for good."""
+class Beside(Protocol):
+    """A change of another firewall that belongs to a load: made before it, and taken back where it is undone.
+
+    What takes it back may be another process than the one that makes it. Both raise LogknockError.
+    """
+
+    def make(self) -> None:
+        """Make it, all or nothing."""
+
+    def undo(self) -> None:
+        """Bring back what was there before it, whether it has been made or not."""
+
+
+def _load_both(text: str, beside: Beside | None) -> None:
+    if beside is None:
+        load(text)
+        return
+    beside.make()
+    try:
+        load(text)
+    except LogknockError as error:
+        try:
+            beside.undo()
+        except LogknockError as failed:
+            error.hint = f"what was done before cannot be undone: {failed.words()}"
+        raise
+
+
+def apply(text: str, runtime: Path, state: Path, beside: Beside | None = None) -> None:
+    """Load the text for good: from now on it is what the daemon puts back."""
     with trial.alone(runtime):
         _refuse_second(runtime)
-        load(text)
+        intent = Intent(state)
+        intent.draft(text)
+        try:
+            _load_both(text, beside)
+        except LogknockError:
+            intent.drop()
+            raise
+        intent.settle()
 
 
-def try_out(text: str, runtime: Path, seconds: float) -> Trial:
-    """Load the text until it is confirmed; after so many seconds without, what was there before comes back."""
+def try_out(
+    text: str, runtime: Path, state: Path, seconds: float, session: str = "", beside: Beside | None = None
+) -> Trial:
+    """Load the text until it is confirmed; after so many seconds without, what was there before comes back.
+
+    `session` is loaded with it, in the same transaction, and goes with its end: see session_element.
+    """
     with trial.alone(runtime):
         _refuse_second(runtime)
         before = _undo_text()
-        started = trial.start(runtime, seconds, lambda: _undo(before))
+        intent = Intent(state)
+        intent.draft(text)
+        started = trial.start(runtime, seconds, lambda: _undo(before, intent, beside))
         try:
-            load(text)
+            _load_both(text + session, beside)
         except LogknockError:
             started.end(Outcome.REFUSED)
             started.close()
+            intent.drop()
             raise
         return started
 
 
-def confirm(runtime: Path) -> None:
-    """Let the load that is on trial stand."""
+def confirm(runtime: Path, state: Path) -> None:
+    """Let the load that is on trial stand: from now on it is what the daemon puts back."""
     with trial.alone(runtime):
         waiting = Trial.going_on(runtime)
         if waiting is None:
             raise LogknockError("no rules wait to be confirmed", "`logknock rules apply --confirm 60s` loads some")
         with waiting:
+            _forget_session()
             waiting.end(Outcome.CONFIRMED)
+        Intent(state).settle()
 
 
-def remove(runtime: Path | None = None) -> bool:
-    """Delete the table with all that is in it, and end its trial; False where there was no table."""
-    if runtime is None:
-        return _delete_table()
+def remove(runtime: Path | None = None, state: Path | None = None) -> bool:
+    """Delete the table with all that is in it, and end its trial; False where there was no table.
+
+    A daemon that knows this state directory puts nothing back any more.
+    """
+    # The way out needs no file. A trial that goes on will find no table, and bring nothing back.
+    alone = None
     with ExitStack() as held:
-        try:
-            held.enter_context(trial.alone(runtime))
-        except LogknockError:
-            # The way out needs no file. A trial that goes on will find no table, and bring nothing back.
-            return _delete_table()
+        if runtime is not None:
+            with suppress(LogknockError):
+                held.enter_context(trial.alone(runtime))
+                alone = runtime
+        if state is not None:
+            with suppress(LogknockError):
+                Intent(state).forget()
         there = _delete_table()
-        waiting = Trial.going_on(runtime)
+        waiting = Trial.going_on(alone) if alone is not None else None
         if waiting is not None:
             with waiting:
                 waiting.end(Outcome.REMOVED)
@@ -386,24 +525,44 @@ def _refuse_second(runtime: Path) -> None:
         )
 
 
+def _forget_session() -> None:
+    """Trust only whom the configuration trusts. What cannot be taken out goes with its timeout."""
+    with suppress(FirewallError):
+        for name in _TRUSTED:
+            for element in _elements_there(name, with_timeout=True):
+                _nft(f"delete element {TABLE} {name} {{ {element.partition(' ')[0]} }}")
+
+
 def _undo_text() -> str:
     """What brings back the rules and the configuration that are there now."""
-    if not loaded():
+    before = snapshot()
+    if before is None:
         return f"delete table {TABLE}\n"
-    table = _nft(f"list table {TABLE}", terse=True)
-    there = set(re.findall(r"^\tset (\w+) \{$", table, re.MULTILINE))
-    names = [name for name in CONFIGURED if name in there]
-    flushes = [f"flush table {TABLE}\n", *(f"flush set {TABLE} {name}\n" for name in names)]
-    text = "".join((*flushes, table, *(_nft(f"list set {TABLE} {name}") for name in names)))
+    earlier = _EARLIER.findall(before.rules)
+    empty = [f"{'delete' if name in earlier else 'flush'} set {TABLE} {name}\n" for name in before.elements]
+    text = "".join((f"flush table {TABLE}\n", *empty, before.text))
     _nft(text, dry_run=True)  # better to know now than when it is needed
     return text
 
 
-def _undo(before: str) -> Outcome:
+def _undo(before: str, intent: Intent, beside: Beside | None) -> Outcome:
+    with suppress(LogknockError):
+        intent.drop()
     try:
         if not loaded():
             return Outcome.REMOVED  # on purpose: nothing of ours comes back
-        _nft(before)
-    except FirewallError:
+        _nft(before + _newer_chains(before))
+        if beside is not None:
+            beside.undo()
+    except LogknockError:
         return Outcome.UNDO_FAILED
     return Outcome.UNDONE
+
+
+def _newer_chains(before: str) -> str:
+    """What deletes the chains that the load brought, the other rules file's perhaps, once their rules are gone."""
+    if before.startswith("delete "):
+        return ""
+    chains = re.compile(r"^\tchain (\w+) \{", re.MULTILINE)
+    newer = set(chains.findall(_nft(f"list table {TABLE}", terse=True))) - set(chains.findall(before))
+    return "".join(f"delete chain {TABLE} {name}\n" for name in sorted(newer))

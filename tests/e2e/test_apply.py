@@ -1,7 +1,13 @@
 """`logknock rules print`, `apply` and `remove`: what they load, what they leave, and what they say."""
 
+import json
+import os
 import re
+import signal
+import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -9,7 +15,7 @@ from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, UNAVAILABLE, USA
 
 from ..netns import Host
 from .instruments import bytecode
-from .world import SSH, World
+from .world import PATIENCE, SSH, World
 
 OTHER = """
 [log]
@@ -134,20 +140,33 @@ FOREIGN = {
 }
 
 
+@pytest.mark.parametrize("strange", ["set bad { type inet_service; }", "chain input { tcp dport 1 drop; }"])
+def test_a_table_of_our_name_with_more_in_it_is_not_ours(world: World, strange: str) -> None:
+    """nft would put our rules beside what is there, and empty its chains."""
+    world.gateway.nft(f"table inet logknock {{ {strange}; }}")
+    before = table(world.gateway)
+    done = world.gateway.logknock("rules", "apply", "-c", str(world.config), check=False)
+    assert done.returncode == FAILURE
+    assert "table inet logknock is not logknock's: " in done.stderr
+    assert "hint: give that table another name" in done.stderr
+    assert table(world.gateway) == before
+
+
 @pytest.mark.parametrize("obstacle", FOREIGN.values(), ids=FOREIGN.keys())
 def test_an_apply_that_fails_in_the_middle_changes_nothing(world: World, obstacle: str) -> None:
     """A table of our name that somebody else made; its rules are flushed early in the transaction that then fails."""
     world.gateway.nft(
         f"table inet logknock {{\n{obstacle}\n"
         "set traps { type inet_proto . inet_service; elements = { tcp . 1 }; }\n"
-        "chain c { type filter hook input priority 0; tcp dport @bad drop; }; set bad { type inet_service; }; }"
+        "chain tell { tcp dport 1 drop; }; }"
     )
     before = table(world.gateway)
     for option in ([], ["--confirm", "60s"]):
         done = world.gateway.logknock("rules", "apply", "-c", str(world.config), *option, check=False)
         assert done.returncode == FAILURE
         assert re.fullmatch(
-            r"logknock: nftables: .+\nhint: where logknock did not make .+ `logknock rules remove` deletes it\n",
+            r"logknock: (nftables: |table inet logknock is not logknock's: map ).+\n"
+            r"hint: .+ `logknock rules remove` deletes it\n",
             done.stderr,
         )
         assert table(world.gateway) == before
@@ -182,7 +201,7 @@ def test_remove_works_without_a_usable_configuration(world: World) -> None:
 # ---- what cannot be done
 
 
-@pytest.mark.parametrize("command", ["apply", "remove"])
+@pytest.mark.parametrize("command", ["apply", "diff", "remove"])
 def test_without_permission_it_says_who_may(world: World, command: str) -> None:
     unable = ("setpriv", "--bounding-set=-net_admin", sys.executable, "-m", "logknock")
     done = world.gateway.run(*unable, "rules", command, "-c", str(world.config), check=False)
@@ -204,7 +223,7 @@ def test_print_needs_neither_nftables_nor_the_kernel(world: World) -> None:
     assert "table inet logknock" in world.gateway.python(code, "rules", "print", "-c", str(world.config)).stdout
 
 
-@pytest.mark.parametrize("command", [[], ["print"], ["apply"], ["confirm"], ["remove"]])
+@pytest.mark.parametrize("command", [[], ["print"], ["diff"], ["apply"], ["confirm"], ["remove"]])
 def test_each_command_shows_an_example(world: World, command: list[str]) -> None:
     assert "\nExample: logknock rules" in world.gateway.logknock("rules", *command, "--help").stdout.replace("  ", "")
 
@@ -232,3 +251,237 @@ def test_t38_remove_needs_no_files(world: World) -> None:
     world.apply()
     world.config.write_text(world.config.read_text().replace('/run"', '/logknock.toml/run"'))
     assert world.gateway.logknock("rules", "remove", "-c", str(world.config)).stdout == "removed\n"
+
+
+# ---- apply asks first, on a terminal
+
+
+class Question:
+    """An `apply` on a terminal: what it has asked, and who answers."""
+
+    def __init__(self, process: subprocess.Popen[bytes], terminal: int) -> None:
+        self.process, self.terminal = process, terminal
+        self.asked = self._read_question()
+
+    def _read_question(self) -> str:
+        """Up to the blank behind [y/N]; as much as there is if it ends before."""
+        assert self.process.stderr is not None
+        said = b""
+        while not said.endswith(b"[y/N] ") and (some := os.read(self.process.stderr.fileno(), 4096)):
+            said += some
+        return said.decode()
+
+    def ends(self) -> tuple[int, str]:
+        """The exit status, and what was said since the question."""
+        out, err = self.process.communicate(timeout=PATIENCE)
+        return self.process.returncode, (out + err).decode()
+
+    def answer(self, keys: bytes) -> tuple[int, str]:
+        """The same, after somebody has typed this."""
+        os.write(self.terminal, keys)
+        return self.ends()
+
+
+@contextmanager
+def question(world: World, *option: str, before: tuple[str, ...] = ()) -> Iterator[Question]:
+    """The command with a terminal to read from, until it has asked or has ended; `before` are words before it."""
+    ours, theirs = os.openpty()
+    argv = [sys.executable, "-m", "logknock", "rules", "apply", "-c", str(world.config), *option]
+    command = world.gateway.argv(["env", "--default-signal", *before, *argv])
+    with subprocess.Popen(command, stdin=theirs, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        try:
+            yield Question(process, ours)
+        finally:
+            process.kill()
+            os.close(ours)
+            os.close(theirs)
+
+
+CLOSES = "this closes 22/tcp to everybody but the trusted and those who knock\n"
+NO_DAEMON = "no daemon runs: knocks open nothing until `logknock run`\n"
+
+
+@pytest.mark.parametrize("yes", [b"y\n", b"Yes\n"])
+def test_t38_on_a_terminal_it_says_what_is_closed_and_a_yes_loads_it(world: World, yes: bytes) -> None:
+    with question(world) as asked:
+        assert asked.asked == f"{CLOSES}{NO_DAEMON}Load it? [y/N] "
+        assert world.gateway.nft("list tables") == ""
+        code, said = asked.answer(yes)
+        assert code == 0
+        assert said.startswith("loaded: 1 guarded")
+
+
+@pytest.mark.parametrize("keys", [b"\n", b"n\n", b"yesterday\n", b"\4"], ids=["enter", "no", "another word", "EOF"])
+def test_t38_nothing_else_loads_it(world: World, keys: bytes) -> None:
+    """T38: what was loaded before stays as it is, too."""
+    world.configure(OTHER)
+    world.apply()
+    before = table(world.gateway)
+    world.configure(SSH)
+    with question(world) as asked:
+        code, said = asked.answer(keys)
+        assert code == FAILURE
+        assert "logknock: not loaded: nothing is changed\n" in said
+        assert table(world.gateway) == before
+
+
+def test_t38_ctrl_c_at_the_question_loads_nothing(world: World) -> None:
+    with question(world) as asked:
+        asked.process.send_signal(signal.SIGINT)
+        code, said = asked.ends()
+        assert (code, said.partition(": nothing")[0]) == (FAILURE, "\nlogknock: not loaded")
+        assert world.gateway.nft("list tables") == ""
+
+
+def test_without_anything_to_change_there_is_no_question(world: World) -> None:
+    world.apply()
+    with question(world) as asked:
+        assert asked.asked == ""
+        assert asked.ends()[0] == 0
+
+
+@pytest.mark.parametrize("option", [["--yes"], ["-y"], ["--confirm", "1s"]])
+def test_who_says_yes_before_or_tries_it_out_is_not_asked(world: World, option: list[str]) -> None:
+    with question(world, *option) as asked:
+        assert "Load it" not in asked.asked
+
+
+def test_a_change_that_closes_nothing_more_is_asked_for_in_other_words(world: World) -> None:
+    world.apply()
+    world.configure(SSH + "[firewall]\ntraps = 7\n")
+    with question(world) as asked:
+        assert asked.asked == "this changes the rules that are loaded: `logknock rules diff` shows how\nLoad it? [y/N] "
+    world.gateway.nft("delete table inet logknock")
+    world.configure(SSH + "[firewall]\nmark = 0x10000\n")
+    with question(world) as asked:
+        assert asked.asked == "this loads the rules, which close nothing by themselves\nLoad it? [y/N] "
+
+
+def test_what_cannot_be_tried_is_asked_for_all_the_same(world: World) -> None:
+    """Loading needs no network namespace."""
+    world.apply()
+    with question(world, before=("setpriv", "--bounding-set=-sys_admin")) as asked:
+        assert asked.asked == f"{CLOSES}{NO_DAEMON}Load it? [y/N] "
+        assert asked.answer(b"y\n")[0] == 0
+
+
+def test_the_question_lists_a_few_services_and_counts_the_rest(world: World) -> None:
+    ports = ", ".join(f'"{port}/tcp"' for port in range(100, 120))
+    world.configure(SSH + f"[firewall]\nguarded = [{ports}]\n")
+    with question(world) as asked:
+        line = (
+            "this closes 22/tcp, 100/tcp, 101/tcp, 102/tcp, 103/tcp, 104/tcp, 105/tcp, 106/tcp and 13 more to everybody"
+        )
+        assert asked.asked.startswith(line)
+
+
+# ---- diff
+
+
+def diff(world: World, code: int, *option: str) -> str:
+    done = world.gateway.logknock("rules", "diff", "-c", str(world.config), *option, check=False)
+    assert (done.returncode, done.stderr) == (code, "")
+    return done.stdout
+
+
+def changed(text: str) -> list[str]:
+    """The lines that differ."""
+    return [line for line in text.splitlines() if re.match(r"[-+](?![-+])", line)]
+
+
+def test_what_is_loaded_differs_in_nothing_and_what_is_not_in_everything(world: World) -> None:
+    shown = diff(world, 1)
+    assert shown.startswith("--- loaded\n+++ to be loaded\n@@ -0,0 +1,")
+    assert "\n+\t\telement tcp . 7000\n" in shown
+    assert world.gateway.nft("list tables") == ""
+    world.apply()
+    before = table(world.gateway)
+    assert diff(world, 0) == ""
+    assert table(world.gateway) == before
+
+
+def test_the_difference_is_what_somebody_changed_by_hand_and_what_is_configured_anew(world: World) -> None:
+    """Rules and elements, each below the name of its chain or set; not what comes and goes while the rules run."""
+    gateway = world.gateway
+    world.configure(SSH + '[firewall]\ntrusted = ["192.0.2.0/24", "fd00::/8"]\nexclude = ["443/tcp"]\ntraps = 0\n')
+    world.apply()
+    gateway.nft(
+        "add element inet logknock granted4 { 203.0.113.1 . tcp . 22 timeout 50s }\n"
+        "add element inet logknock banned4 { 203.0.113.2 timeout 50s }\n"
+        "add element inet logknock noisy4 { 203.0.113.3 timeout 50s }\n"
+        "add element inet logknock trusted4 { 203.0.113.4 timeout 50s }\n"
+        "add element inet logknock granted6 { fd98::1 . tcp . 22 timeout 50s }"
+    )
+    assert diff(world, 0) == ""
+    gateway.nft(
+        "add rule inet logknock guard tcp dport 99 counter accept\n"
+        "add element inet logknock guarded { tcp . 1000-1009 }\n"
+        "add chain inet logknock mine\n"
+        "add rule inet logknock mine drop"
+    )
+    world.configure(SSH + '[firewall]\ntrusted = ["192.0.2.0/25", "fd00::/8"]\ntraps = 0\n[log]\ngroup = 7\n')
+    shown = diff(world, 1)
+    assert changed(shown) == [
+        "-\t\ttcp dport 99 counter packets 0 bytes 0 accept",
+        "-\t\tdrop",
+        "-\t\tlog group 5",
+        "+\t\tlog group 7",
+        "-\t\telement tcp . 1000-1009",
+        "-\t\telement 192.0.2.0/24",
+        "+\t\telement 192.0.2.0/25",
+    ]
+    assert "@@ chain guard\n" in shown
+    found = json.loads(diff(world, 1, "--json"))
+    assert (found["differs"], found["loaded"]) == (True, True)
+    assert changed("\n".join(found["rules"])) == changed(shown)[:4]
+    assert found["elements"] == {
+        "trusted4": {"added": ["192.0.2.0/25"], "removed": ["192.0.2.0/24"]},
+        "trusted6": {"added": [], "removed": []},
+        "guarded": {"added": [], "removed": ["tcp . 1000-1009"]},
+        "watched": {"added": [], "removed": []},
+        "traps": {"added": [], "removed": []},
+    }
+    world.apply()
+    assert diff(world, 0) == ""
+    assert json.loads(diff(world, 0, "--json"))["differs"] is False
+
+
+def test_colours_are_for_a_terminal_and_for_who_wants_them(world: World) -> None:
+    assert "\33" not in diff(world, 1)
+    for no_color, wanted in (("", True), ("1", False)):
+        ours, theirs = os.openpty()
+        argv = world.gateway.argv([sys.executable, "-m", "logknock", "rules", "diff", "-c", str(world.config)])
+        with subprocess.Popen(argv, stdout=theirs, env={**os.environ, "NO_COLOR": no_color}) as process:
+            os.close(theirs)
+            shown = b""
+            try:
+                while some := os.read(ours, 65536):
+                    shown += some
+            except OSError:  # the terminal's other end is closed
+                pass
+            assert process.wait(PATIENCE) == 1
+        os.close(ours)
+        assert (b"\33[32m+\t\telement tcp . 7000" in shown) == wanted
+        assert (b"\33" in shown) == wanted
+
+
+def test_a_difference_that_cannot_be_found_is_none_of_the_answers(world: World) -> None:
+    """As with diff(1): 2 is trouble."""
+    world.gateway.nft("table inet logknock { set granted6 { type ipv6_addr . inet_proto . inet_service; }; }")
+    done = world.gateway.logknock("rules", "diff", "-c", str(world.config), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr.startswith("logknock: nftables: ")
+    unable = ("setpriv", "--bounding-set=-sys_admin", sys.executable, "-m", "logknock")
+    done = world.gateway.run(*unable, "rules", "diff", "-c", str(world.config), check=False)
+    assert done.returncode == NO_PERMISSION
+    assert done.stderr == (
+        "logknock: a network namespace, to try the rules in, cannot be made: Operation not permitted\n"
+        "hint: CAP_SYS_ADMIN is needed: run it as root\n"
+    )
+
+
+def test_rules_of_the_administrator_s_that_hang_on_an_interface_are_shown_as_they_go(world: World) -> None:
+    """What cannot be in a namespace without that interface."""
+    world.apply()
+    world.gateway.nft("add rule inet logknock guard iif eth0 tcp dport 99 accept")
+    assert changed(diff(world, 1)) == ['-\t\tiif "eth0" tcp dport 99 accept']

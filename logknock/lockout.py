@@ -1,0 +1,49 @@
+"""What rules would close ssh for good: to everybody but the trusted, with no door that could open it again (T38).
+
+Rule: the daemon is not asked. A door counts that could open once it runs: with a sequence, or with a one-time sequence
+that is left.
+"""
+
+from collections.abc import Collection, Iterator
+
+from . import status
+from .config import Config
+from .errors import LogknockError
+from .knock import Door, Service
+from .packet import TCP
+
+# Where ssh is on any host, whatever else listens now: the daemon may be down, or systemd listen for it.
+SSH = Service(TCP, 22)
+
+
+def shut(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
+    """An error for each of ssh's services that the rules would close and nobody could open."""
+    yield from unopened(config, ssh)
+    for service, doors in _guarded(config, ssh):
+        reasons = [_why_shut(door, config) for door in doors]
+        if reasons and all(reasons):
+            message = f"{service} is ssh, and no door can open it: {'; '.join(reasons)}"
+            yield LogknockError(message, "`logknock onetime generate` makes a new file, for the door and the client")
+
+
+def unopened(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
+    """Of these the ones that no door opens at all, which the configuration alone tells."""
+    for service, doors in _guarded(config, ssh):
+        if not doors:
+            message = f"{service} is ssh, it is guarded, and no door opens it: it would be closed to you, too"
+            yield LogknockError(message, f'a door needs opens = ["{service}"]; or take it out of [firewall] guarded')
+
+
+def _guarded(config: Config, ssh: Collection[Service]) -> Iterator[tuple[Service, list[Door]]]:
+    """Those that the rules close, with the doors that open them in the rules: not one with sets of others' alone."""
+    if not config.firewall.mark:  # with a mark nothing is closed by us
+        for service in sorted(config.guarded.intersection(ssh)):
+            yield service, [door for door in config.doors if door.guard and service in door.opens]
+
+
+def _why_shut(door: Door, config: Config) -> str:
+    """Why nobody can open a door; empty where it has a sequence, or a one-time sequence left."""
+    if door.sequence:
+        return ""
+    reasons = status.used_up(door, config.state)
+    return "" if "" in reasons else f"door {door.name}: {', '.join(reasons) or 'it has no sequence'}"
