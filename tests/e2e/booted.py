@@ -21,6 +21,14 @@ PROJECT = Path(__file__).parents[2]
 # The one hierarchy of cgroup v2, or the two that a systemd uses beside v1's.
 _HIERARCHIES = tuple(Path("/sys/fs/cgroup", name) for name in (".", "unified", "systemd"))
 
+# What a firewall or a container engine needs and systemd-nspawn withholds: settings of its network, system calls, and
+# the one hierarchy of cgroup v2, whatever the machine has.
+_UNCONFINED = {
+    "SYSTEMD_NSPAWN_API_VFS_WRITABLE": "network",
+    "SYSTEMD_SECCOMP": "0",
+    "SYSTEMD_NSPAWN_UNIFIED_HIERARCHY": "1",
+}
+
 
 @dataclass(frozen=True, slots=True)
 class BootedHost(Host):
@@ -46,11 +54,19 @@ class BootedHost(Host):
 
 
 @contextmanager
-def booted(host: Host, folder: Path) -> Iterator[BootedHost]:
-    """Boot a systemd in the host's network. `folder`, an empty one of the test's own, is there as well."""
+def booted(host: Host, folder: Path, packages: Path | None = None) -> Iterator[BootedHost]:
+    """Boot a systemd in the host's network. `folder`, an empty one of the test's own, is there as well.
+
+    `packages` is where packages of Debian are unpacked: they are as good as installed there, and their services may do
+    what they do on a machine.
+    """
     disk = folder / "disk"
     disk.mkdir()
-    with _overlay(disk) as root, _control_groups(host.name) as groups, (folder / "boot.out").open("w") as console:
+    with (
+        _overlay(disk, packages) as root,
+        _control_groups(host.name) as groups,
+        (folder / "boot.out").open("w") as console,
+    ):
         command = [
             *("sh", "-c", 'for file in $1; do echo $$ >"$file"; done; shift; exec "$@"', "sh"),
             " ".join(f"{group}/cgroup.procs" for group in groups),
@@ -58,11 +74,12 @@ def booted(host: Host, folder: Path) -> Iterator[BootedHost]:
             f"--directory={root}",
             f"--machine={host.name}",
             f"--network-namespace-path=/run/netns/{host.name}",
-            *("--bind=/dev/kmsg", "--capability=CAP_SYSLOG"),
+            *("--bind=/dev/kmsg", "--capability=all" if packages else "--capability=CAP_SYSLOG"),
             *(f"--bind-ro={PROJECT}", f"--bind={folder}"),
             *("--boot", "--", "systemd.unit=sysinit.target"),
         ]
-        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console)
+        environment = os.environ | (_UNCONFINED if packages else {})
+        process = subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=console, stderr=console, env=environment)
         try:
             inside = BootedHost(host.name, host.ipv4, host.ipv6, _init(process))
             active = ("systemctl", "is-active", "-q", "sysinit.target")
@@ -132,15 +149,24 @@ def _removed(group: Path) -> bool:
 
 
 @contextmanager
-def _overlay(disk: Path) -> Iterator[Path]:
-    """The machine's files, with what is written kept in memory."""
+def _overlay(disk: Path, packages: Path | None) -> Iterator[Path]:
+    """The machine's files and those of the packages, with what is written kept in memory."""
     subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(disk)], check=True)
     try:
-        upper, work, root = (disk / name for name in ("upper", "work", "root"))
-        for one in (upper, work, root):
-            one.mkdir()
-        options = f"lowerdir=/,upperdir={upper},workdir={work}"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(root)], check=True)
+        root = disk / "root"
+        root.mkdir()
+        _lay_over(disk, "/", root)
+        for name in ("usr", "etc") if packages else ():
+            _lay_over(disk, f"{packages}/{name}:/{name}", root / name)
         yield root
     finally:
         subprocess.run(["umount", "--recursive", "--lazy", str(disk)], check=True)
+
+
+def _lay_over(disk: Path, lower: str, place: Path) -> None:
+    """Show the directories in `lower`, the first on top, at a place; what is written there goes to `disk`."""
+    upper, work = (disk / f"{kind}-{place.name}" for kind in ("upper", "work"))
+    upper.mkdir()
+    work.mkdir()
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, str(place)], check=True)
