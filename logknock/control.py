@@ -1,7 +1,8 @@
 """The control socket: questions to the running daemon, a JSON object a line, and its answers in the same form.
 
 Rule 1: who may ask is decided before a byte is read. Rule 2: a client that is slow, silent, malformed or greedy costs
-the daemon next to nothing and delays nobody. Rule 3: what is asked and answered is not known here.
+the daemon next to nothing and delays nobody. Rule 3: what is asked and answered is not known here. Rule 4: in a flood
+each turn of the loop is as long as a read: an answer takes as few turns as its work allows, and no wait makes a task.
 
 A request is {"version": 1, "do": "...", ...}; its answers are lines, the last of which is {"done": true} or
 {"error": "...", "hint": "..."}. Requests may follow each other on one connection.
@@ -14,6 +15,7 @@ import json
 import os
 import socket
 import struct
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,13 +31,17 @@ MAX_CLIENTS = 16
 MAX_REQUEST = 4_096  # bytes; a request is an action and an address or two
 PATIENCE = 10.0  # seconds that a client may take to say something, or to read what it asked for
 
+# Seconds of work for a client before packets have their turn again; it is less than a read takes in a flood.
+TURN = 0.002
+
 _BACKLOG = 16
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
 _GID = struct.Struct("I")
 _UCRED = struct.Struct("iII")
 
 Answer = Mapping[str, Any]
-# What answers a request; None among the answers is a pause in which others have their turn. May raise LogknockError.
+# What answers a request; None among the answers is a place for a pause in which others have their turn. May raise
+# LogknockError.
 Answers = Callable[[Answer], Iterable[Answer | None]]
 
 
@@ -95,16 +101,27 @@ class Control:
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await asyncio.wait_for(reader.readline(), PATIENCE):
+        while line := await _line(reader):
             try:
-                for answer in self._answers(_parse(line)):
-                    if answer is not None:
-                        await _send(writer, answer)
-                    await asyncio.sleep(0)
+                await self._give(_parse(line), writer)
             except LogknockError as error:
                 await _send(writer, _refusal(error.message, error.hint))
             else:
                 await _send(writer, {"done": True})
+            await asyncio.sleep(0)  # the next request may be there already, and a hundred behind it
+        # It has no more to ask, and may still be reading: what has not left here yet would go with the connection.
+        writer.transport.set_write_buffer_limits(high=0)
+        await _drain(writer)
+
+    async def _give(self, request: Answer, writer: asyncio.StreamWriter) -> None:
+        """All answers to a request, as many in a turn as fit into it."""
+        end = time.monotonic() + TURN
+        for answer in self._answers(request):
+            if answer is not None:
+                await _send(writer, answer)
+            if time.monotonic() >= end:
+                await asyncio.sleep(0)
+                end = time.monotonic() + TURN
 
 
 def _make_folder(path: Path) -> None:
@@ -170,10 +187,22 @@ def _refusal(message: str, hint: str = "") -> Answer:
     return {"error": message, "hint": hint}
 
 
+async def _line(reader: asyncio.StreamReader) -> bytes:
+    """What a client says next, empty at its end; one that says nothing in time is given up (TimeoutError)."""
+    async with asyncio.timeout(PATIENCE):
+        return await reader.readline()
+
+
 async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
     """One line; a client that does not read it in time is given up (TimeoutError)."""
     writer.write(json.dumps(answer).encode() + b"\n")
-    await asyncio.wait_for(writer.drain(), PATIENCE)
+    await _drain(writer)
+
+
+async def _drain(writer: asyncio.StreamWriter) -> None:
+    """Comes back at once while little is waiting for the client (see StreamWriter.drain)."""
+    async with asyncio.timeout(PATIENCE):
+        await writer.drain()
 
 
 # ---- the client's side

@@ -138,6 +138,65 @@ def test_what_is_no_request_is_one_error(runtime: Path, data: bytes, words: str)
     assert list(ask(runtime, "count", to=1)) == [{"number": 0}]
 
 
+def test_who_has_no_more_to_ask_gets_all_that_was_answered(runtime: Path) -> None:
+    """Half closed, as `nc -N` leaves it; the answers are more than a socket holds."""
+    with connect(runtime) as wire:
+        wire.sendall(b'{"version": 1, "do": "count", "to": 20000}\n')
+        wire.shutdown(socket.SHUT_WR)
+        with wire.makefile("rb") as stream:
+            assert len(stream.readlines()) == 20_001
+
+
+def turns_of(runtime: Path, count: int, questions: int = 1) -> list[int]:
+    """In which turn of the loop each of so many answers to a question is made; all questions come at once."""
+    turn, found = 0, list[int]()
+
+    def pulled(request: Answer) -> Iterator[Answer | None]:
+        for number in range(count):
+            found.append(turn)
+            yield {"number": number} if number % 2 else None
+
+    async def serve() -> None:
+        nonlocal turn
+        loop = asyncio.get_running_loop()
+
+        def tick() -> None:
+            nonlocal turn
+            turn += 1
+            loop.call_soon(tick)
+
+        served = Control(runtime, pulled)
+        await served.open()
+        tick()
+        lines = b'{"version": 1, "do": "count"}\n' * questions
+        answers = await loop.run_in_executor(None, lambda: said(runtime, lines))
+        assert len(answers) == questions * (count // 2 + 1)
+        await served.close()
+
+    asyncio.run(serve())
+    return found
+
+
+def test_answers_take_as_few_turns_of_the_loop_as_their_work_allows(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In a flood each turn is as long as a read: a turn for each answer would make seconds of a whole `explain`."""
+    monkeypatch.setattr(control, "TURN", 60.0)
+    assert len(set(turns_of(tmp_path, 1000))) == 1
+
+
+def test_who_takes_long_leaves_others_their_turn_after_each_part(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "TURN", 0.0)
+    assert len(set(turns_of(tmp_path, 1000))) == 1000
+
+
+def test_questions_that_come_all_at_once_have_a_turn_each(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(control, "TURN", 60.0)
+    assert len(set(turns_of(tmp_path, 2, 100))) == 100
+
+
 def test_who_does_not_read_does_not_keep_others_waiting(runtime: Path) -> None:
     with connect(runtime) as greedy:
         greedy.sendall(json.dumps({"version": 1, "do": "count", "to": MANY}).encode() + b"\n")

@@ -29,7 +29,7 @@ from .peers import DAEMON_CPU, SENDER_CPU
 
 
 @click.command()
-@click.option("--quick", is_flag=True, help="Less of everything: two minutes or so.")
+@click.option("--quick", is_flag=True, help="Less of everything: three minutes or so.")
 @click.option("--only", multiple=True, type=click.Choice(list(SECTIONS)), help="Only this section; may be repeated.")
 @click.option("--json", "output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print the table for a document.")

@@ -7,14 +7,14 @@ every run is the same one.
 import random
 import socket
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from ..netns import Host, pair
-from .frames import Link, Wave, syn, wave_frames
+from .frames import Link, Wave, syn, wave_frames, wave_words
 from .peers import KNOCKS, DoorSet, Make, Peer
 from .sender import Due, Ring, Sent, flood, wire
 
@@ -22,13 +22,15 @@ from .sender import Due, Ring, Sent, flood, wire
 # honest ones come from what `pair` routes there.
 _SPOOFED = ("198.18.0.0/15", "100.64.0.0/10")
 
-SOURCES = 60_000
 MILLION = 1 << 20
 WAVE = 1 << 16
 _WAVES = MILLION // WAVE
 
 # An honest knocker whose door is not open so many seconds after the last knock has gone.
 PATIENCE = 5.0
+
+# (link, source, source port, port): a frame
+MakeFrame = Callable[[Link, bytes, int, int], bytes]
 
 RANDOM = random.Random(1)  # noqa: S311 - nothing to guess here
 
@@ -41,6 +43,7 @@ class Plan:
     openings_to_one: int  # of knockd, which takes longer
     rates: tuple[int, ...]
     flood_seconds: float
+    floods_beside: bool  # whether knockd meets floods of all kinds, and not of first knocks only
     knockers: int
     repeats: int
     packets: int
@@ -48,8 +51,8 @@ class Plan:
     idle_seconds: float
 
 
-FULL = Plan(200, 2, (10_000, 50_000, 150_000), 5.0, 50, 5, 2 * WAVE, 7, 20.0)
-QUICK = Plan(40, 2, (50_000,), 2.5, 20, 2, WAVE, 3, 5.0)
+FULL = Plan(200, 2, (10_000, 50_000, 150_000), 2.5, True, 50, 5, 2 * WAVE, 7, 20.0)
+QUICK = Plan(40, 2, (50_000,), 1.25, False, 20, 2, WAVE, 3, 5.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +64,9 @@ class Field:
     client: Host
     wire: socket.socket
 
-    def knocks(self, source: bytes, ports: Sequence[int] = KNOCKS) -> list[bytes]:
+    def knocks(self, source: bytes, ports: Sequence[int] = KNOCKS, make: MakeFrame = syn) -> list[bytes]:
         """The frames of an honest knocker."""
-        return [syn(self.link, source, 40_000 + stage, port) for stage, port in enumerate(ports)]
+        return [make(self.link, source, 40_000 + stage, port) for stage, port in enumerate(ports)]
 
     def opening(self, door: DoorSet, source: bytes, ports: Sequence[int] = KNOCKS) -> float:
         """Milliseconds from sending the last knock to the kernel's saying that the element is there, or to giving up.
@@ -83,9 +86,12 @@ class Field:
             pass
         return (time.perf_counter() - start) * 1000
 
-    def flood(self, ring: Ring, rate: float, seconds: float, count: int, knocks: Iterable[Due] = ()) -> Sent:
+    def flood(
+        self, ring: Ring, rate: float, seconds: float, count: int, knocks: Iterable[Due] = (),
+        meanwhile: Callable[[], object] = lambda: None,
+    ) -> Sent:  # fmt: skip
         """A flood from the ring, with these knocks in between."""
-        return flood(ring, rate, seconds, count, knocks, self.wire.send)
+        return flood(ring, rate, seconds, count, knocks, self.wire.send, meanwhile)
 
 
 @contextmanager
@@ -95,24 +101,27 @@ def field(make: Make, folder: Path | None = None) -> Iterator[Field]:
         for net in _SPOOFED:
             gateway.run("ip", "route", "add", net, "via", client.ipv4)
         peer = make(gateway, Path(directory))
-        link = Link(_hardware(client), _hardware(gateway), socket.inet_aton(gateway.ipv4))
         with wire(client) as raw:
-            yield Field(peer, link, client, raw)
+            yield Field(peer, link_of(gateway, client), client, raw)
+
+
+def link_of(gateway: Host, client: Host) -> Link:
+    """From the client to the gateway."""
+    targets = socket.inet_aton(gateway.ipv4), socket.inet_pton(socket.AF_INET6, gateway.ipv6)
+    return Link(_hardware(client), _hardware(gateway), *targets)
 
 
 def _hardware(host: Host) -> bytes:
     return bytes.fromhex(host.run("cat", "/sys/class/net/eth0/address").stdout.strip().replace(":", ""))
 
 
-def sixty_thousand(on: Field) -> Ring:
-    """First knocks from 60,000 addresses, again and again, each time from fresh ports: no two are resends."""
-    waves = [Wave(0xC612, 20_000 + number) for number in range(1000)]
-    lows = RANDOM.sample(range(WAVE), SOURCES)
-    return Ring(on.client, wave_frames(on.link, waves[0], lows, KNOCKS[:1]), waves)
-
-
 def million(on: Field, ports: Sequence[int], source_high: int = 0x6440) -> Ring:
     """SYNs to these ports in random order, from 2^20 addresses, each once; `source_high` is where these begin."""
     waves = [Wave(source_high + number, 40_000 + number) for number in range(_WAVES)]
     lows = RANDOM.sample(range(WAVE), WAVE)
-    return Ring(on.client, wave_frames(on.link, waves[0], lows, RANDOM.sample(ports, len(ports))), waves)
+    return _ring(on, waves, lows, RANDOM.sample(ports, len(ports)))
+
+
+def _ring(on: Field, waves: Sequence[Wave], lows: Sequence[int], ports: Sequence[int]) -> Ring:
+    turns = [wave_words(waves[0], wave) for wave in waves]
+    return Ring(on.client, wave_frames(on.link, waves[0], lows, ports), turns)

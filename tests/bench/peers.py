@@ -5,6 +5,7 @@ documentation says. Rule 2: all are started, watched and ended in the same way, 
 the kernel knows about a process is read from /proc, what only the program knows from its own words.
 """
 
+import json
 import os
 import re
 import shutil
@@ -16,7 +17,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from logknock import netlink
 from logknock.firewall.sets import FAMILIES, key
@@ -41,6 +42,18 @@ _GETSETELEM = 10 << 8 | 13
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _DATA_VALUE = 1, 1
 
+# So that the kernel says how many records there were, and which knocks of the honest came so far.
+_COUNTING = """
+table inet bench {
+	set arrived { type ipv4_addr . inet_service; flags dynamic; size 65535; }
+	chain count {
+		type filter hook prerouting priority mangle - 1; policy accept;
+		ip saddr 203.0.113.0/24 add @arrived { ip saddr . th dport }
+	}
+}
+insert rule inet logknock tell counter
+"""
+
 _T = TypeVar("_T")
 
 # The traffic's side and the daemon's side share nothing but memory, where there are two processors.
@@ -63,7 +76,10 @@ table inet filter {
 
 @dataclass(frozen=True, slots=True)
 class Peer:
-    """A program, ready to be started on a host: what it says when it listens, and the set it opens doors in."""
+    """A program, ready to be started on a host: what it says when it listens, and the set it opens doors in.
+
+    runtime: where its control socket is; None where it has none.
+    """
 
     name: str
     host: Host
@@ -72,17 +88,40 @@ class Peer:
     ready: str
     set: SetName
     service: Service | None
+    runtime: Path | None = None
+
+    def recorded(self) -> int:
+        """How many packets the kernel has made a record of, by its own count; 0 where the rules are others'."""
+        rules = (entry["rule"] for entry in self._listed("chain", "logknock", "tell") if "rule" in entry)
+        expressions = (one for rule in rules for one in rule["expr"] if "counter" in one)
+        return sum(int(one["counter"]["packets"]) for one in expressions)
+
+    def arrived_of(self, source: str) -> int:
+        """How many ports of the gateway an honest knocker has reached, as its kernel says; 0 where nobody counts."""
+        sets = (entry["set"] for entry in self._listed("set", "bench", "arrived") if "set" in entry)
+        return sum(element["concat"][0] == source for each in sets for element in each.get("elem", []))
+
+    @property
+    def has_read_all(self) -> bool:
+        """Whether nothing waits at a netfilter socket of the host (column 5 of the kernel's list; family 12)."""
+        rows = [line.split() for line in self.host.run("cat", "/proc/net/netlink").stdout.splitlines()[1:]]
+        return not any(row[1] == "12" and int(row[4]) for row in rows)
+
+    def _listed(self, *words: str) -> list[dict[str, Any]]:
+        kind, *names = words
+        done = self.host.run("nft", "-j", "list", kind, "inet", *names, check=False)
+        return list(json.loads(done.stdout)["nftables"]) if not done.returncode else []
 
 
 Make = Callable[[Host, Path], Peer]
 
 
-def logknock(host: Host, directory: Path, doors: int = 1, log: str = f"group = {GROUP}") -> Peer:
+def logknock(host: Host, directory: Path, doors: int = 1, log: str = f"group = {GROUP}", proto: str = "tcp") -> Peer:
     """logknock with its own rules. The first door is everybody's; the others are there to be many.
 
     log: the lines of its table [log].
     """
-    sequences = (", ".join(f'"{port}/tcp"' for port in sequence(number)) for number in range(doors))
+    sequences = (", ".join(f'"{port}/{proto}"' for port in sequence(number)) for number in range(doors))
     return _logknock(host, directory, log, *(f"sequence = [{services}]" for services in sequences))
 
 
@@ -103,13 +142,15 @@ def _logknock(host: Host, directory: Path, log: str, *knocked: str) -> Peer:
     config.write_text("".join(text))
     host.nft(_FILTER % "tcp dport 22 accept")
     host.logknock("rules", "apply", "-c", str(config))
+    host.nft(_COUNTING)
     argv = (sys.executable, "-m", "logknock", "run", "-c", str(config))
-    return Peer("logknock", host, argv, directory / "log", " ready: ", SetName("inet", "logknock", "granted4"), _SSH)
+    granted = SetName("inet", "logknock", "granted4")
+    return Peer("logknock", host, argv, directory / "log", " ready: ", granted, _SSH, directory / "run")
 
 
-def knockd(host: Host, directory: Path) -> Peer:
+def knockd(host: Host, directory: Path, proto: str = "tcp") -> Peer:
     """knockd with a command as light as there is one: nft adds an element, the kernel's timeout closes the door."""
-    return _knockd(host, directory, f"sequence = {','.join(map(str, KNOCKS))}")
+    return _knockd(host, directory, f"sequence = {','.join(f'{port}:{proto}' for port in KNOCKS)}")
 
 
 def knockd_onetime(host: Host, directory: Path, file: Path) -> Peer:

@@ -18,7 +18,7 @@ from struct import Struct
 from typing import NamedTuple, Self
 
 from ..netns import Host
-from .frames import Wave, wave_words
+from .frames import Words
 
 _CLONE_NEWNET = 0x40000000
 
@@ -93,12 +93,15 @@ class Sent(NamedTuple):
 
 
 class Ring:
-    """Frames in a ring shared with the kernel, sent round and round; another wave follows at each turn."""
+    """Frames in a ring shared with the kernel, sent round and round; at each turn words of all frames change.
 
-    def __init__(self, host: Host, frames: Sequence[bytes], waves: Sequence[Wave]) -> None:
+    turns: what the frames have at each turn, the first one included; nothing changes where it is empty.
+    """
+
+    def __init__(self, host: Host, frames: Sequence[bytes], turns: Sequence[Words] = ()) -> None:
         assert len(frames) % RING_MULTIPLE == 0, f"a ring holds a multiple of {RING_MULTIPLE} frames"
         self._size = len(frames)
-        self._waves = waves
+        self._turns = turns
         self._turn = 0
         self._at = 0
         self._socket = wire(host)
@@ -133,24 +136,30 @@ class Ring:
             if self._at == self._size:
                 self._at = 0
                 self._turn += 1
-                self._rewrite(self._waves[self._turn % len(self._waves)])
+                if self._turns:
+                    self._rewrite(self._turns[self._turn % len(self._turns)])
 
-    def _rewrite(self, wave: Wave) -> None:
-        for at, word in wave_words(self._waves[0], wave):
+    def _rewrite(self, words: Words) -> None:
+        for at, word in words:
             column = self._words[(_DATA_AT + at) // 2 :: _SLOT // 2]
             column[:] = memoryview(array("H", [socket.htons(word)]) * self._size)
 
 
 def flood(
-    ring: Ring, rate: float, seconds: float, count: int, knocks: Iterable[Due], knock: Callable[[bytes], object]
-) -> Sent:
-    """Send the ring at this rate, for so long and at most so many; in between the knocks that are due."""
+    ring: Ring, rate: float, seconds: float, count: int, knocks: Iterable[Due], knock: Callable[[bytes], object],
+    meanwhile: Callable[[], object] = lambda: None,
+) -> Sent:  # fmt: skip
+    """Send the ring at this rate, for so long and at most so many; in between the knocks that are due.
+
+    `meanwhile` is called again and again, each millisecond or so: it must not wait for anything.
+    """
     waiting = deque(knocks)
     sent = 0
     start = time.monotonic()
     while (now := time.monotonic() - start) < seconds and sent < count:
         while waiting and waiting[0].at <= now:
             knock(waiting.popleft().frame)
+        meanwhile()
         due = int(min(now * rate - sent, _CHUNK, count - sent))
         if due > 0:
             ring.send(due)

@@ -185,8 +185,11 @@ def test_what_was_logged_too_long_ago_is_told_with_how_long(world: World) -> Non
         assert {each[2] for each in others} == {"stale"}
 
 
+LEFT_ALONE = SSH + "[firewall]\nrestore = false\n"
+
+
 def test_a_door_that_could_not_open_says_so(world: World) -> None:
-    with running(world):
+    with running(world, LEFT_ALONE):
         world.gateway.run("nft", "delete", "table", "inet", "logknock")
         world.gateway.nft("table inet x { chain c { type filter hook prerouting priority mangle\nlog group 5\n}\n}")
         world.knock(*KNOCKS)
@@ -308,7 +311,7 @@ def test_follow_tells_that_the_source_is_not_heard_any_more(world: World) -> Non
 
 
 def test_rules_that_are_gone_are_told_of(world: World) -> None:
-    with running(world) as daemon:
+    with running(world, LEFT_ALONE) as daemon:
         world.gateway.run("nft", "delete", "table", "inet", "logknock")
         daemon.wait_for("error: ")
         assert "inet logknock" in standing(world, "198.51.100.7")["trouble"]

@@ -1,0 +1,1 @@
+"""A long run of the real daemon among everything that happens to one: `python -m tests.soak`."""
