@@ -2,13 +2,12 @@
 
 Rule 1: it is SSH_CONNECTION that tells (ssh(1)), of this process or of the nearest process above it that has one: sudo
 and su take it out of the environment, and leave the processes above as they are.
-Rule 2: an environment may say anything, and is believed only where the kernel has that very connection, now. So what a
-terminal multiplexer (tmux, screen) keeps from a session that is over tells nothing; and nobody is named in it who is
-not connected to this host. Who runs this may do anything to the rules anyway: nothing is won by a false word.
-Rule 3: what is not to be read or not to be believed is no session; nothing is raised.
+Rule 2: a word counts for more where the kernel has that very connection, now; else it may be what a multiplexer (tmux,
+screen) keeps from a session that is over, or mosh's, whose ssh connection ends when it begins. Where there is no
+better one it is all there is, and said to be. Who runs this may do anything to the rules anyway: nothing is won by a
+false word. Rule 3: what is not to be read is no session; nothing is raised.
 
-Not told are mosh's sessions, whose ssh connection ends when they begin, and those through a relay on this host, whose
-other end is this host itself.
+Not told are sessions through a relay on this host, whose other end is this host itself.
 """
 
 import re
@@ -34,12 +33,16 @@ _MAPPED = bytes(10) + b"\xff\xff"  # RFC 4291, 2.5.5.2
 
 
 class Session(NamedTuple):
-    """An ssh session: the two ends of its connection, addresses in network order and of one family."""
+    """An ssh session: the two ends of its connection, addresses in network order and of one family.
+
+    is_seen: whether the kernel has the connection, here and now.
+    """
 
     peer: bytes
     peer_port: int
     local: bytes
     local_port: int
+    is_seen: bool = False
 
     @property
     def address(self) -> str:
@@ -58,18 +61,19 @@ class Session(NamedTuple):
 
 
 def current(proc: Path = Path("/proc")) -> Session | None:
-    """The session that this process is in; None where there is none, or none that can be believed."""
+    """The session that this process is in: the nearest that the kernel knows, else the nearest; None: none is told."""
     process = "self"
-    over: set[Session | None] = set()
+    told: dict[Session, None] = {}  # the processes of a session have all the same word
     for _ in range(MAX_PROCESSES):
         found = parse(_environment(proc / process))
-        if found is not None and found not in over and _is_connected(found, proc):
-            return found
-        over.add(found)  # the processes of a session have all the same word
+        if found is not None and found not in told:
+            if _is_connected(found, proc):
+                return found._replace(is_seen=True)
+            told[found] = None
         process = _parent(proc / process)
         if process in ("", "0"):
-            return None
-    return None
+            break
+    return next(iter(told), None)
 
 
 def parse(environment: bytes) -> Session | None:

@@ -129,7 +129,7 @@ class Tree:
 
     def session(self) -> str:
         found = session.current(self.proc)
-        return found.address if found else ""
+        return "" if found is None else found.address if found.is_seen else f"{found.address} it says"
 
 
 def row(found: Session, state: str = "01") -> str:
@@ -160,7 +160,10 @@ def made(value: str) -> Session:
         pytest.param([told(NEAR), told(FAR)], [NEAR, FAR], "203.0.113.9", id="the nearest counts"),
         pytest.param([told(NEAR), told(FAR)], [FAR], "2001:db8::9", id="a stale one does not"),
         pytest.param([told("lies"), told(FAR)], [FAR], "2001:db8::9", id="nor does a malformed one"),
-        pytest.param([told(NEAR), told(NEAR)], [], "", id="tmux from a session that is over"),
+        pytest.param(
+            [told(NEAR), told(NEAR)], [], "203.0.113.9 it says", id="tmux from a session that is over, or mosh"
+        ),
+        pytest.param([told(NEAR), told(FAR)], [], "203.0.113.9 it says", id="of two that are over the nearest"),
         pytest.param([b""], [NEAR], "", id="no word of it"),
         pytest.param([b""] * (MAX_PROCESSES - 1) + [told(NEAR)], [NEAR], "203.0.113.9", id="far above"),
         pytest.param([b""] * MAX_PROCESSES + [told(NEAR)], [NEAR], "", id="too far above"),
@@ -181,7 +184,7 @@ def test_only_an_established_connection_counts_and_all_four_of_its_parts(tmp_pat
     swapped = Session(near.local, near.local_port, near.peer, near.peer_port)
     others = [near._replace(peer_port=1), near._replace(local_port=23), near._replace(peer=near.local), swapped]
     tree.connect(row(near, "06"), row(near, "0A"), *map(row, others))
-    assert tree.session() == ""
+    assert tree.session() == "203.0.113.9 it says"
     tree.connect(row(near, "06"), row(near))
     assert tree.session() == "203.0.113.9"
 
@@ -192,13 +195,13 @@ def test_a_host_without_ipv6_or_without_proc_has_no_trouble(tmp_path: Path) -> N
     (tmp_path / "self" / "net" / "tcp6").unlink()
     assert tree.session() == "203.0.113.9"
     (tmp_path / "self" / "net" / "tcp").unlink()
-    assert tree.session() == ""
+    assert tree.session() == "203.0.113.9 it says"
     assert session.current(tmp_path / "nowhere") is None
 
 
 # ---- with the kernel's own connections
 
-FIND = "from logknock import session; found = session.current(); print(found and found.address)"
+FIND = "from logknock import session; found = session.current(); print(found and found.is_seen and found.address)"
 
 
 @contextmanager
@@ -229,8 +232,8 @@ def test_a_real_connection_is_found_and_none_that_is_elsewhere(
         # sudo: a shell that has it, and a process without.
         below = ("sh", "-c", 'env -u SSH_CONNECTION "$@"; true', "sh", sys.executable, "-c", FIND)
         assert gateway.run(*below, env=told_so).stdout == f"{expected}\n"
-        assert client.run(*below, env=told_so).stdout == "None\n"
-    assert gateway.run(*below, env=told_so).stdout == "None\n"
+        assert client.run(*below, env=told_so).stdout == "False\n"
+    assert gateway.run(*below, env=told_so).stdout == "False\n"
 
 
 def test_not_to_be_root_is_no_trouble(hosts: tuple[Host, Host]) -> None:

@@ -89,7 +89,7 @@ def _parsed(whom: str) -> Target:
 def _refuse_own_session(target: Target) -> None:
     """Nobody is to lock themselves out (T38)."""
     session = current()
-    if session is not None and Target(session.peer, is_prefix=False).key == target.key:
+    if session is not None and session.is_seen and Target(session.peer, is_prefix=False).key == target.key:
         message = f"{session.address} is where this ssh session comes from: you could not come back"
         raise LogknockError(message, "ban it from elsewhere; to keep it from being banned there is [firewall] trusted")
 

@@ -148,9 +148,12 @@ def apply(config_path: Path, seconds: float | None, yes: bool, with_iptables: bo
     with ruleset.try_out(text, config.runtime, config.state, seconds, passing, change) as trial:
         click.echo(summary)
         if own is not None and passing:
-            click.echo(f"{own.address}, where you come from, is trusted meanwhile: knock from elsewhere to try it")
+            over = "" if own.is_seen else " (as SSH_CONNECTION says, of a connection that is over)"
+            click.echo(
+                f"{own.address}, where you come from{over}, is trusted meanwhile: knock from elsewhere to try it"
+            )
         elif own is None and "SSH_CONNECTION" in os.environ:
-            click.echo("where you come from cannot be told (from within tmux?): nobody is trusted meanwhile")
+            click.echo("where you come from cannot be told from SSH_CONNECTION: nobody is trusted meanwhile")
         _wait(trial, config, seconds)
 
 

@@ -184,11 +184,26 @@ def test_who_is_trusted_anyway_is_not_trusted_for_a_time(administrator: Administ
         world.gateway.logknock("rules", "remove", "-c", str(world.config))
 
 
-def test_nobody_is_trusted_on_the_word_of_an_environment(world: World) -> None:
-    """The kernel has no such connection: a session that is over, or a lie."""
-    told = {**os.environ, "SSH_CONNECTION": "203.0.113.9 50022 10.99.0.1 22"}
+@pytest.mark.parametrize(
+    ("word", "line"),
+    [
+        pytest.param(
+            "203.0.113.9 50022 10.99.0.1 22",
+            "203.0.113.9, where you come from (as SSH_CONNECTION says, of a connection that is over), "
+            "is trusted meanwhile: knock from elsewhere to try it",
+            id="over, as mosh's is at once: said to be",
+        ),
+        pytest.param(
+            "203.0.113.9 no 10.99.0.1 22",
+            "where you come from cannot be told from SSH_CONNECTION: nobody is trusted meanwhile",
+            id="malformed: nobody is trusted",
+        ),
+    ],
+)
+def test_what_the_kernel_does_not_know_of(world: World, word: str, line: str) -> None:
+    told = {**os.environ, "SSH_CONNECTION": word}
     done = world.gateway.logknock("rules", "apply", "-c", str(world.config), "--confirm", "1s", check=False, env=told)
-    assert "\nwhere you come from cannot be told (from within tmux?): nobody is trusted meanwhile\n" in done.stdout
+    assert f"\n{line}\n" in done.stdout
 
 
 # ---- the way back
