@@ -19,8 +19,10 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from itertools import takewhile
 from pathlib import Path
 from shutil import which
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..config import Config
@@ -39,7 +41,6 @@ _SYSTEM_PATH = "/usr/sbin:/sbin"
 _LIMIT = 30.0  # seconds for a program; what has 100,000 rules takes two
 _LOCK_WAIT = 5  # seconds; who changes rules holds the lock for milliseconds
 _LOCK = "/run/xtables.lock"  # iptables' XT_LOCK_NAME; XTABLES_LOCKFILE names another, for iptables too
-_LOCK_HELD = 4  # exit code RESOURCE_PROBLEM (include/xtables.h)
 
 # What iptables takes: LOG 29 characters and a closing zero (linux/netfilter/xt_LOG.h), NFLOG 63 (xt_NFLOG.h).
 _LONGEST = {"LOG": 29, "NFLOG": 63}
@@ -64,6 +65,10 @@ class Log(NamedTuple):
         return "the kernel's log" if self.group is None else f"NFLOG group {self.group}"
 
 
+# How deep chains may be in chains: the kernel's NFT_JUMP_STACK_SIZE (include/net/netfilter/nf_tables.h).
+_DEEPEST = 16
+
+
 class Filter(NamedTuple):
     """A filter table: INPUT, and what is ours, as lines of iptables-save without their `-A CHAIN`."""
 
@@ -71,23 +76,72 @@ class Filter(NamedTuple):
     input: tuple[str, ...]
     chains: Mapping[str, tuple[str, ...]]  # of ours, those that are there
     jumps: tuple[tuple[str, str], ...]  # to ours, from any chain: (its name, the rule)
-    closed: frozenset[str] = frozenset()  # the chains that drop whatever comes into them, by their first rule
+    rules: Mapping[str, tuple[str, ...]] = MappingProxyType({})  # of every chain that has some
 
     @property
-    def place(self) -> int:
+    def place(self) -> int | None:
         """Before which rule of INPUT what is going to be dropped is to be logged, ours not counted.
 
-        The first of the rules that drop all of a protocol, where all that comes after them does so too.
+        The first of the rules that drop all of a protocol, where all that comes after them does so too. None where
+        what is left in the end is accepted: there it would log what is let in.
         """
-        others = self.others
-        end = next((at for at, rule in enumerate(others) if self._ends(rule, _ALL)), len(others))
-        while end and self._ends(others[end - 1], _PROTOCOL):
-            end -= 1
+        others = [_bare(rule) for rule in self.others]
+        end = self._end(others)
+        for at in reversed(range(end or 0)):
+            if self._drops_all(others[at], _PROTOCOL):
+                end = at
+            elif not _LOG_RULE.fullmatch(others[at]):
+                break
         return end
 
-    def _ends(self, rule: str, which: re.Pattern[str]) -> bool:
-        found = which.fullmatch(rule)
-        return found is not None and (found[1] in _DROPS or found[1] in self.closed)
+    @property
+    def hides(self) -> str:
+        """What keeps packets to closed ports from the log: "" where as much as can be seen gets there."""
+        place = self.place
+        others = self.others
+        for rule in others[:place]:
+            if _accepts_all(rule):
+                break
+            if self._stops(_bare(rule)):
+                return f"`-A INPUT {rule}` drops what comes before it can be logged"
+        return "" if place is not None else "INPUT accepts what is left in the end"
+
+    def _end(self, others: Sequence[str]) -> int | None:
+        """The first rule that drops everything, or their number where the policy does; None where neither does."""
+        for at, rule in enumerate(others):
+            if _accepts_all(rule):
+                return None
+            if self._drops_all(rule, _ALL):
+                return at
+        return None if self.policy == "ACCEPT" else len(others)
+
+    def _drops_all(self, rule: str, shape: re.Pattern[str], depth: int = _DEEPEST) -> bool:
+        """Whether a rule of such a shape drops all that it is for: by itself, or by a chain that does nothing else."""
+        found = shape.fullmatch(rule)
+        return found is not None and depth > 0 and (found[1] in _DROPS or self._is_closed(found[1], depth))
+
+    def _is_closed(self, chain: str, depth: int) -> bool:
+        """Whether a chain drops whatever comes into it, and does nothing else but log."""
+        for rule in map(_bare, self.rules.get(chain, ())):
+            if self._drops_all(rule, _ALL, depth - 1):
+                return True
+            if not (_LOG_RULE.fullmatch(rule) or self._drops_all(rule, _PROTOCOL, depth - 1)):
+                return False
+        return False
+
+    def _stops(self, rule: str, depth: int = _DEEPEST) -> bool:
+        """Whether a rule for so much drops it, or has a chain drop what that does not accept of it."""
+        found = _BROAD.fullmatch(rule)
+        if not found or not depth:
+            return False
+        if found[1] in _DROPS:
+            return True
+        for inner in map(_bare, self.rules.get(found[1], ())):
+            if self._stops(inner, depth - 1):
+                return True
+            if _LEAVES.fullmatch(inner):
+                return False
+        return False
 
     @property
     def others(self) -> list[str]:
@@ -96,8 +150,11 @@ class Filter(NamedTuple):
 
     @property
     def drops(self) -> bool:
-        """Whether it may drop anything at all."""
-        return self.policy != "ACCEPT" or bool(self.others)
+        """Whether what is in no list of an administrator's may be dropped: by the policy, or by a rule for so much."""
+        reached = list(takewhile(lambda rule: not _accepts_all(rule), self.others))
+        if len(reached) == len(self.others) and self.policy != "ACCEPT":
+            return True
+        return any(self._stops(_bare(rule)) for rule in reached)
 
     @property
     def foreign(self) -> str:
@@ -112,9 +169,33 @@ _ACCEPTS_SHAPE = re.compile(r"-m mark --mark \S+ -j ACCEPT")
 _LOGS_SHAPE = re.compile(r"-j (?:NFLOG|LOG)(?: .*)?")
 _DROPS = ("DROP", "REJECT")
 
-# Rules for everything, and for all of a protocol; with their target.
-_ALL = re.compile(r"(?:-m comment --comment (?:\S+|\"[^\"]*\") )?-[jg] (\S+)(?: --reject-with \S+)?")
-_PROTOCOL = re.compile(rf"(?:-p (?:tcp|udp) )?{_ALL.pattern}")
+# Rules, without their comments, and their target: for everything; for all of a protocol; and for so much that a packet
+# to a closed port from anywhere is likely to be among it.
+_TARGET = r"-[jg] (\S+)(?: --reject-with \S+)?"
+_STATES = r"(?:\w+,)*NEW(?:,\w+)*"
+_ALL = re.compile(_TARGET)
+_PROTOCOL = re.compile(rf"(?:-p (?:tcp|udp) )?{_TARGET}")
+_BROAD = re.compile(
+    rf"(?:(?:-i (?!lo )\S+|! -i lo|! -s \S+|-p (?:tcp|udp)|-m (?:tcp|udp)|--tcp-flags \S+ SYN"
+    rf"|-m conntrack --ctstate {_STATES}|-m state --state {_STATES}) )*{_TARGET}"
+)
+_LOG_RULE = re.compile(r"(?:.* )?-j (?:NF)?LOG(?: .*)?")
+
+# What ends a chain for all that is for this host: ufw leaves one so, before it drops what is for others.
+_LEAVES = re.compile(r"(?:-m addrtype --dst-type LOCAL )?-j (?:RETURN|ACCEPT)")
+
+# A comment as iptables-save shows it: in quotation marks where it is no plain word (iptables' xtables_save_string).
+_COMMENT = re.compile(r'-m comment --comment (?:"(?:[^"\\]|\\.)*"|[^\s"]\S*) ')
+
+
+def _accepts_all(rule: str) -> bool:
+    """Whether nothing comes to what is behind a rule of INPUT."""
+    return _bare(rule) == "-j ACCEPT"
+
+
+def _bare(rule: str) -> str:
+    """A rule without its comments, which are no condition."""
+    return _COMMENT.sub("", rule)
 
 
 def _is_plain(rule: str) -> bool:
@@ -145,9 +226,14 @@ def parse(text: str) -> Filter | None:
             chains[name].append(rule)
     jumps = tuple((name, rule) for name, rule in rules if re.search(rf" -[jg] (?:{ACCEPTS}|{LOGS})$", f" {rule}"))
     inputs = tuple(rule for name, rule in rules if name == "INPUT")
-    first = dict(reversed(rules))
-    closed = frozenset(name for name, rule in first.items() if (found := _ALL.fullmatch(rule)) and found[1] in _DROPS)
-    return Filter(policy, inputs, {name: tuple(held) for name, held in chains.items()}, jumps, closed)
+    held: dict[str, list[str]] = {}
+    for name, rule in rules:
+        held.setdefault(name, []).append(rule)
+    return Filter(policy, inputs, _frozen(chains), jumps, _frozen(held))
+
+
+def _frozen(chains: Mapping[str, Sequence[str]]) -> Mapping[str, tuple[str, ...]]:
+    return {name: tuple(rules) for name, rules in chains.items()}
 
 
 # ---- the text
@@ -164,7 +250,7 @@ def render(mark: int, log: Log, before: Mapping[str, Filter]) -> str:
     text = _put(
         text, "".join(f"-N {name}\n" for name in CHAINS), _each({key: _clear(was) for key, was in before.items()})
     )
-    return _put(text, f"-A INPUT -j {LOGS}\n", _each({key: [_before_drops(was)] for key, was in before.items()}))
+    return _put(text, f"-A INPUT -j {LOGS}\n", _each({key: _before_drops(was) for key, was in before.items()}))
 
 
 def _clear(before: Filter) -> list[str]:
@@ -173,10 +259,12 @@ def _clear(before: Filter) -> list[str]:
     return [*chains, *(f"-D INPUT {rule}" for rule in before.input if _is_plain(rule))]
 
 
-def _before_drops(before: Filter) -> str:
-    """The line that jumps to where it is logged; the first rule is the one that accepts the mark by then."""
+def _before_drops(before: Filter) -> list[str]:
+    """What jumps to where it is logged, if anything; the first rule is the one that accepts the mark by then."""
     at = before.place
-    return f"-A INPUT -j {LOGS}" if at == len(before.others) else f"-I INPUT {at + 2} -j {LOGS}"
+    if at is None:
+        return []
+    return [f"-A INPUT -j {LOGS}" if at == len(before.others) else f"-I INPUT {at + 2} -j {LOGS}"]
 
 
 def _each(lines: Mapping[str, Sequence[str]]) -> str:
@@ -246,7 +334,12 @@ class Program(NamedTuple):
 
     def filter(self) -> Filter | None:
         """Its filter table; None where there is none, or (nf_tables) one that drops nothing. Raises FirewallError."""
-        return parse(self._saved("-t", "filter")) if not self.legacy or "filter" in self._legacy_tables() else None
+        if self.legacy and "filter" not in self._legacy_tables():
+            return None
+        shown = self._saved("-t", "filter")
+        if found := _INCOMPATIBLE.search(shown):
+            raise FirewallError(f"{self.name}-save: {found[0]}", _NFT_HINT)
+        return parse(shown)
 
     def names_ours(self) -> bool:
         """Whether a chain of ours is listed. What may not be seen has none, and listing the rest may fail."""
@@ -254,6 +347,8 @@ class Program(NamedTuple):
             if self.legacy and "filter" not in self._legacy_tables():
                 return False
             shown = self._start([f"{self.name}-save", "-t", "filter"]).stdout
+            if _INCOMPATIBLE.search(shown):  # of such a table it shows a chain, if it is asked for that one
+                return any(not self._start([self.name, "-S", name]).returncode for name in CHAINS)
         except FirewallError:
             return False
         return any(f"\n:{name} " in shown for name in CHAINS)
@@ -292,22 +387,23 @@ class Program(NamedTuple):
             raise FirewallError(f"{command[0]}: {error}") from None
 
 
-# What iptables-nft-save says of a rule that is none of iptables' kind.
+# What iptables-nft-save says of a rule that is none of iptables' kind: as an error, or in place of the whole table and
+# with exit code 0.
 _UNREADABLE = "Parsing nftables rule failed"
+_INCOMPATIBLE = re.compile(r"Table `filter' is incompatible, use 'nft' tool")
+_NFT_HINT = "what nft has put into iptables' tables it cannot read: have the rules that drop there accept the mark"
 
 _NEED_ROOT = "CAP_NET_ADMIN is needed: run it as root"
 
 
 def _refused(program: str, code: int, words: str) -> FirewallError:
-    if code == _LOCK_HELD or "xtables lock" in words:
+    if "xtables lock" in words:
         return _locked(program)
     if "Permission denied" in words or "must be root" in words or "Operation not permitted" in words:
         return FirewallError(f"{program}: Operation not permitted", _NEED_ROOT, NO_PERMISSION)
     lines = [line.strip() for line in words.splitlines() if line.strip()]
-    hint = "what nft has put into iptables' tables it cannot read: have the rules that drop there accept the mark"
-    return FirewallError(
-        f"{program}: {lines[0] if lines else f'exit code {code}'}", hint if _UNREADABLE in words else ""
-    )
+    text = f"{program}: {lines[0] if lines else f'exit code {code}'}"
+    return FirewallError(text, _NFT_HINT if _UNREADABLE in words else "")
 
 
 def _locked(program: str) -> FirewallError:
@@ -369,6 +465,14 @@ def _dropping(among: Iterable[Program]) -> dict[Program, Filter]:
     return {program: found for program, found in tables.items() if found and found.drops}
 
 
+def hides() -> bool:
+    """Whether an iptables of this host drops packets where it cannot log them, or may do so, for what can be seen."""
+    try:
+        return any(found.hides for found in _dropping(programs()).values())
+    except FirewallError:
+        return True
+
+
 # ---- what is wanted
 
 
@@ -408,11 +512,14 @@ def printed(config: Config) -> str:
     for program, found in reversed(tables.items()):  # of two for a family, the one that is `iptables` counts
         _own(program, found)
         before[program.family] = found
+    for program, found in tables.items():
+        note += f"\n{program}: {found.hides}: {_UNSEEN}." if found.hides else ""
     comments = "".join(f"# {line}\n" for line in note.split("\n"))
     head, star, rest = render(mark, log, before).partition("*filter\n")
     return f"{head}{_HEAD}{comments}{star}{rest}"
 
 
+_UNSEEN = "it does not record all knocks, and [firewall] record = false will not do"
 _SEEN = "Made for the rules that are there now: {}."
 _ASSUMED = """\
 It is assumed that INPUT drops by its policy, and that nothing of logknock's is there. Where its last rule drops or
@@ -437,8 +544,12 @@ class Change:
         """Raises LogknockError where it cannot be made."""
         self._mark, self._log = _wanted(config)
         self._before = _in_use()
+        self._installed = {program.family for program in programs()}
         for program, found in self._before.items():
             _own(program, found)
+            if found.hides and not config.firewall.record:
+                hint = "[firewall] record = true: then logknock's own rules record the knocks"
+                raise FirewallError(f"{program} cannot record the knocks: {found.hides}", hint)
         if any(program.legacy for program in self._before):
             _check_module()
 
@@ -446,17 +557,32 @@ class Change:
     def summary(self) -> str:
         """What it does, in a line."""
         names = ", ".join(map(str, self._before))
-        return f"{names}: mark {self._mark:#x} accepted, what is dropped goes to {self._log.words}"
+        logs = any(found.place is not None for found in self._before.values())
+        dropped = f"what is dropped goes to {self._log.words}" if logs else "what is dropped is not logged"
+        return f"{names}: mark {self._mark:#x} accepted, {dropped}"
+
+    @property
+    def differs(self) -> bool:
+        """Whether there is anything to make."""
+        return not all(map(self._is_made, self._before.values()))
 
     @property
     def warnings(self) -> list[str]:
         """What it leaves open."""
         covered = {program.family for program in self._before}
-        return [
-            f"{_FAMILIES[family][0]} drops nothing: over IPv{version} everybody reaches what nothing else drops"
+        hidden = [
+            f"{program} does not log all that it drops: {found.hides}"
+            for program, found in self._before.items() if found.hides
+        ]  # fmt: skip
+        return hidden + [
+            f"{self._absent(family)}: over IPv{version} everybody reaches what nothing else drops"
             for family, version in (("ip", 4), ("ip6", 6))
             if family not in covered and (version == 4 or _has_ipv6())
         ]
+
+    def _absent(self, family: str) -> str:
+        name = _FAMILIES[family][0]
+        return f"{name} drops nothing" if family in self._installed else f"there is no {name} on this host"
 
     def make(self) -> None:
         """Put the rules in; where that fails, what was there before comes back. Raises FirewallError."""
@@ -486,7 +612,8 @@ class Change:
         """Whether all of it is there already, in its place."""
         held = {ACCEPTS: (f"-m mark --mark {self._mark:#x}/{self._mark:#x} -j ACCEPT",), LOGS: (f"-j {self._log}",)}
         others, at = before.others, before.place
-        wanted = (f"-j {ACCEPTS}", *others[:at], f"-j {LOGS}", *others[at:])
+        logged = () if at is None else (f"-j {LOGS}",)
+        wanted = (f"-j {ACCEPTS}", *others[:at], *logged, *others[len(others) if at is None else at :])
         return dict(before.chains) == held and before.input == wanted
 
     def _put_in(self, program: Program, before: Filter) -> None:
@@ -496,7 +623,7 @@ class Change:
         plain = [rule for rule in before.input if _is_plain(rule)]
         order = {"ipv6": program.family == "ip6", "mark": self._mark, "group": self._log.group,
                  "prefix": self._log.prefix, "jumps": [rule.split()[-1] for rule in plain],
-                 "place": before.place + 1}  # fmt: skip
+                 "place": None if before.place is None else before.place + 1}  # fmt: skip
         with _lock(program.name):
             _run_child(json.dumps(order))
 
@@ -520,7 +647,9 @@ def remove() -> list[str]:
         try:
             found = program.filter()
         except FirewallError as error:
-            failed.append(error)
+            tool = f"`nft -a list table {program.family} filter`"
+            hint = f"its jumps to {' and '.join(CHAINS)} stay: {tool} shows the handles by which nft deletes them"
+            failed.append(FirewallError(error.message, error.hint if error.hint == _NEED_ROOT else hint))
             continue
         if found is None or not (found.chains or found.jumps):
             continue
@@ -625,7 +754,8 @@ def _child(order: dict[str, Any]) -> None:
     iptc.Chain(table, ACCEPTS).append_rule(accept)
     iptc.Chain(table, LOGS).append_rule(_log_rule(rule, order["group"], order["prefix"]))
     chain.insert_rule(rule(ACCEPTS), 0)
-    chain.insert_rule(rule(LOGS), order["place"])
+    if order["place"] is not None:
+        chain.insert_rule(rule(LOGS), order["place"])
     table.commit()
 
 

@@ -4,10 +4,12 @@ import json
 import os
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from shutil import which
+from subprocess import DEVNULL, PIPE
 from typing import Any
 
 import pytest
@@ -67,6 +69,17 @@ class Firewall:
         """`logknock rules ...`, with what is more in its environment."""
         words = ("rules", *args, "-c", str(self.world.config))
         return self.world.gateway.logknock(*words, check=check, env=self.environment(**more))
+
+    @contextmanager
+    def trial(self, seconds: str, **more: str) -> Iterator[Callable[[], str]]:
+        """An `apply --iptables --confirm` that has loaded the rules; what it says of the end, once that has come."""
+        words = (sys.executable, "-m", "logknock", "rules", "apply", "--iptables", "--confirm", seconds)
+        streams: dict[str, Any] = {"stdin": DEVNULL, "stdout": PIPE, "stderr": PIPE}
+        command = (*words, "-c", str(self.world.config))
+        with self.world.gateway.start(*command, env=self.environment(**more), **streams) as process:
+            assert process.stdout
+            assert any(line.startswith("still reachable") for line in process.stdout)
+            yield lambda: str(process.communicate(timeout=60)[1])
 
     def saved(self, *programs: str) -> str:
         """All rules of both families but for counters and times, and our table."""
@@ -303,6 +316,50 @@ def test_t38_what_nobody_confirms_is_undone_in_iptables_too(firewall: Firewall, 
     assert (firewall.saved(), firewall.tables()) == (before, tables)
 
 
+def test_t38_a_trial_takes_iptables_back_where_the_table_is_gone(firewall: Firewall) -> None:
+    """T38: somebody flushes all of nftables, and legacy iptables would keep a jump that nobody asked for."""
+    before = firewall.saved()
+    with firewall.trial("2s") as ended:
+        firewall.world.gateway.nft("delete table inet logknock")
+        assert "removed before anybody confirmed" in ended()
+    assert firewall.saved() == before
+
+
+def test_t38_what_is_removed_in_a_trial_stays_so(firewall: Firewall) -> None:
+    """T38: not even rules that were in iptables before the trial come back."""
+    before = firewall.saved()
+    firewall.logknock("apply", "--iptables")
+    firewall.world.configure(CONFIG.replace("0x10000", "0x40000"))
+    with firewall.trial("2s") as ended:
+        firewall.logknock("remove")
+        assert "removed before anybody confirmed" in ended()
+    assert firewall.saved() == before
+
+
+def test_t38_an_undo_waits_for_the_lock_as_long_as_it_has_to(legacy: Firewall) -> None:
+    """T38: the lock is held for longer than iptables waits for it, when the time is up."""
+    before = legacy.saved()
+    lock = str(legacy.folder / "lock")
+    start = legacy.world.gateway.start
+    with legacy.trial("1s", XTABLES_LOCKFILE=lock) as ended, start("flock", lock, "sleep", "8"):
+        assert "what was there before is back" in ended()
+    assert legacy.saved() == before
+
+
+def test_a_terminal_is_asked_where_iptables_alone_would_change(firewall: Firewall) -> None:
+    """And once all is there, nobody is."""
+    firewall.logknock("apply")
+    before = firewall.saved()
+    words = f"{sys.executable} -m logknock rules apply --iptables -c {firewall.world.config}"
+    told = firewall.run("script", "-qec", words, "/dev/null", input="n\n", check=False)
+    assert "this changes iptables (" in told
+    assert "Load it? [y/N]" in told
+    assert "this loads" not in told
+    assert firewall.saved() == before
+    firewall.logknock("apply", "--iptables")
+    assert "Load it?" not in firewall.run("script", "-qec", words, "/dev/null", input="n\n")
+
+
 # ---- what cannot be done
 
 
@@ -469,6 +526,92 @@ def test_without_permission_it_says_who_may(firewall: Firewall) -> None:
     )
     assert done.returncode == NO_PERMISSION
     assert done.stderr.splitlines()[-1] == "hint: CAP_NET_ADMIN is needed: run it as root"
+
+
+# RHEL's: everything goes to a chain, which ends in a rejection.
+RHEL = """*filter
+:INPUT ACCEPT [0:0]
+:RH - [0:0]
+-A INPUT -j RH
+-A RH -i lo -j ACCEPT
+-A RH -p ipv6-icmp -j ACCEPT
+-A RH -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A RH -j REJECT
+COMMIT
+"""
+
+
+def test_what_iptables_cannot_log_our_own_rules_have_to(world: World, tmp_path: Path) -> None:
+    """A knock that only iptables would record, behind what drops it, opens nothing: refused, and the hint helps."""
+    firewall = prepare(world, "nft", tmp_path / "bin")
+    for program in ("iptables-restore", "ip6tables-restore"):
+        firewall.run(program, input=RHEL)
+    world.configure(CONFIG + "record = false\n")
+    code, words = refused(firewall)
+    assert (code, words) == (
+        FAILURE,
+        "logknock: iptables (nf_tables) cannot record the knocks: `-A INPUT -j RH` drops what comes before it can be"
+        " logged\nhint: [firewall] record = true: then logknock's own rules record the knocks\n",
+    )
+    assert "# iptables (nf_tables): `-A INPUT -j RH` drops what" in firewall.logknock("print", "--iptables").stdout
+    firewall.logknock("apply")
+    assert found(firewall)["log-rule"][2].startswith("record = true  # in [firewall], then logknock rules apply")
+    world.configure(CONFIG + "record = true\n")
+    done = firewall.logknock("apply", "--iptables")
+    assert done.stderr.count("logknock: warning: ") == 2
+    assert done.stdout.endswith("mark 0x10000 accepted, what is dropped is not logged\n")
+    assert "-A INPUT -j LOGKNOCK-LOG" not in firewall.saved()
+    with world.service(22), world.daemon():
+        assert not world.reaches()
+        world.knock(*KNOCKS)
+        until(world.reaches, "the door is open")
+
+
+def test_a_policy_that_accepts_logs_nothing_that_is_let_in(firewall: Firewall) -> None:
+    """fail2ban's jump is a rule, and drops nobody who has not been banned."""
+    for program in ("iptables", "ip6tables"):
+        firewall.run(program, "-P", "INPUT", "ACCEPT")
+        firewall.run(program, "-F", "INPUT")
+        firewall.run(program, "-N", "f2b-sshd")
+        firewall.run(program, "-A", "INPUT", "-p", "tcp", "-m", "multiport", "--dports", "22", "-j", "f2b-sshd")
+    code, words = refused(firewall)
+    assert (code, "iptables drops nothing on this host" in words) == (FAILURE, True)
+    firewall.run("iptables", "-A", "INPUT", "-m", "conntrack", "--ctstate", "NEW", "-j", "DROP")
+    done = firewall.logknock("apply", "--iptables")
+    assert "does not log all that it drops" in done.stderr
+    assert "-A INPUT -j LOGKNOCK-LOG" not in firewall.saved()
+    once = firewall.saved()
+    firewall.logknock("apply", "--iptables")
+    assert firewall.saved() == once
+
+
+def test_a_table_that_iptables_cannot_read_is_none_that_is_empty(world: World, tmp_path: Path) -> None:
+    """It shows nothing, with exit code 0: neither does apply go by that, nor remove say that all is gone."""
+    firewall = prepare(world, "nft", tmp_path / "bin")
+    firewall.run("iptables-restore", input=IPV4)
+    firewall.logknock("apply", "--iptables")
+    world.gateway.nft("add chain ip filter own; add rule ip filter own fib daddr type local accept")
+    done = firewall.logknock("apply", "--iptables", check=False)
+    assert done.returncode == FAILURE
+    assert done.stderr.endswith("have the rules that drop there accept the mark\n")
+    assert "Table `filter' is incompatible" in done.stderr
+    done = firewall.logknock("remove", check=False)
+    assert (done.returncode, done.stdout) == (FAILURE, "removed from nftables\n")
+    assert "hint: its jumps to LOGKNOCK and LOGKNOCK-LOG stay: `nft -a list table ip filter`" in done.stderr
+    world.gateway.nft("flush chain ip filter own")
+    assert firewall.logknock("remove").stdout == "removed from iptables (nf_tables)\n"
+    world.gateway.nft("add rule ip filter own fib daddr type local accept")
+    assert firewall.logknock("remove").stderr == ""
+
+
+def test_without_ip6tables_it_says_that_it_is_not_there(world: World) -> None:
+    world.configure(CONFIG)
+    world.gateway.run("iptables-nft-restore", input=IPV4)
+    code = "from logknock.firewall import iptables; found = iptables.find; "
+    code += "iptables.find = lambda name: None if name.startswith('ip6') else found(name); "
+    code += "from logknock.cli import main; main()"
+    done = world.gateway.python(code, "rules", "apply", "--iptables", "-c", str(world.config))
+    assert "warning: there is no ip6tables on this host: over IPv6 everybody" in done.stderr
 
 
 # ---- a mark that somebody uses
