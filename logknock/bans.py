@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .config import Scan
 from .config_values import Network, parse_duration
-from .errors import FirewallError, LogknockError
+from .errors import FirewallError, LogknockError, printable
 from .firewall.sets import Banned, Sets, banned_key
 from .packet import address_text, parse_address
 from .report import Level, Line, ban_lifted, ban_made, notice
@@ -44,6 +44,7 @@ SHORTEST, LONGEST = 1.0, 365 * 86_400.0
 _ENDS_SLACK = 1_024
 _BY_HAND = "by hand"
 _NOT_BY_US = "not by logknock"
+_OPEN = "a door is open for it"
 _PREFIX_BITS = 64
 
 
@@ -117,6 +118,7 @@ class Bans:
         self._ends: list[tuple[float, bytes]] = []
         self._waiting: dict[bytes, Caught] = {}
         self._unsure: dict[bytes, None] = {}  # bans that the kernel may not have
+        self._strange: dict[bytes, None] = {}  # bans that the kernel may have, by somebody else
         self._lines = 0  # of this second
         self._untold = self._left_out_told = 0
         self._trouble = ""
@@ -136,7 +138,7 @@ class Bans:
                 int(network.network_address) >> shift
             )
         if self._trusted != before:
-            self._lift_trusted()
+            self._lift_exempt()
 
     # ---- scanners
 
@@ -144,6 +146,8 @@ class Bans:
         """Have a scanner banned with the next batch; whether it is the first of one: call apply() after PAUSE."""
         key = banned_key(caught.src)
         if key in self._bans[len(key)] or key in self._waiting:
+            return False
+        if self._is_trusted(key) or self._sets.granted(caught.src):  # forged, they would fill the batch
             return False
         if len(self._waiting) >= BATCH:
             self.left_out += 1
@@ -221,8 +225,8 @@ class Bans:
         """
         key = banned_key(src)
         self._waiting.pop(key, None)
-        if key in self._bans[len(key)]:
-            self._lift([key], "a door is open for it")
+        if key in self._bans[len(key)] or key in self._strange:
+            self._lift([key], _OPEN)
 
     # ---- what is asked
 
@@ -247,15 +251,25 @@ class Bans:
     def take_over(self, wall: float, now: float) -> int:
         """Go on with the bans that are in the kernel; how many there are. Raises FirewallError."""
         for found in self._sets.banned():
-            age = 0.0 if found.timeout == math.inf else found.timeout - found.left
-            self._put(found.key, Ban(now + found.left, wall - age, found.comment or _NOT_BY_US))
-        self._lift_trusted()
+            self._adopt(found, wall, now)
+        self._lift_exempt()
         return len(self)
 
+    def _adopt(self, found: Banned, wall: float, now: float) -> bool:
+        """Go on with a ban that the kernel has; whether it is one."""
+        if found.key != banned_key(found.key):
+            return False  # some other's, which our rules never find
+        age = 0.0 if found.timeout == math.inf else found.timeout - found.left
+        self._put(found.key, Ban(now + found.left, wall - age, found.comment or _NOT_BY_US))
+        return True
+
     def unsure(self, keys: Iterable[bytes] | None = None) -> None:
-        """Somebody has changed these elements of the sets, or any: have reconcile() put the bans back."""
-        known = self._keys() if keys is None else [key for key in keys if key in self._bans[len(key)]]
-        self._unsure |= dict.fromkeys(known)
+        """Somebody has changed these elements of the sets, or any: have reconcile() put the bans back.
+
+        Of those that are named, it goes on with what somebody else has banned.
+        """
+        for key in self._keys() if keys is None else keys:
+            (self._unsure if key in self._bans[len(key)] else self._strange)[key] = None
 
     def reconcile(self, now: float) -> int:
         """Make the kernel hold a bounded number of bans that it may not have; how many. Call it until it returns 0.
@@ -263,6 +277,8 @@ class Bans:
         Raises FirewallError; what failed is tried again, later.
         """
         self.expire(now)
+        if self._strange:
+            return self._look_at_strange(now)
         some = list(islice(self._unsure, BATCH))
         if some:
             self._sets.ban((), [self._element(key, self._bans[len(key)][key], now) for key in some])
@@ -270,10 +286,23 @@ class Bans:
                 del self._unsure[key]
         return len(some)
 
+    def _look_at_strange(self, now: float) -> int:
+        """Go on with what others have banned, or lift it; how many elements were looked at."""
+        some = list(islice(self._strange, BATCH))
+        there = [found for key in some if (found := self._sets.find_banned(key)) is not None]
+        adopted = [found for found in there if self._adopt(found, time.time(), now)]
+        for key in some:
+            del self._strange[key]
+        for found in adopted:
+            why = printable(found.comment) or _NOT_BY_US
+            self._tell(ban_made(who(found.key), round(min(found.left, LONGEST)), why))
+        self._lift_exempt([found.key for found in adopted])
+        return len(some)
+
     @property
     def settled(self) -> bool:
-        """Whether the kernel has all bans, as far as is known."""
-        return not self._unsure
+        """Whether the kernel has all bans, and we those that it has, as far as is known."""
+        return not (self._unsure or self._strange)
 
     def expire(self, now: float) -> None:
         """Forget what has ended, which the kernel has lifted by itself; some of it, if it is much."""
@@ -305,11 +334,14 @@ class Bans:
         number = int.from_bytes(key, "big")
         return any(size == len(key) and number >> shift in found for (size, shift), found in self._trusted.items())
 
-    def _lift_trusted(self) -> None:
+    def _lift_exempt(self, among: Iterable[bytes] | None = None) -> None:
+        """Lift the bans of who is never banned; among all, if it is not said among which."""
+        keys = list(self._keys() if among is None else among)
         try:
-            self._lift([key for key in self._keys() if self._is_trusted(key)], "trusted now")
+            self._lift([key for key in keys if self._is_trusted(key)], "trusted now")
+            self._lift(sorted(self._sets.granted_among([key for key in keys if key in self._bans[len(key)]])), _OPEN)
         except FirewallError as error:
-            self._in_trouble(f"bans of who is trusted now are not lifted: {error.words()}")
+            self._in_trouble(f"bans of who is trusted now, or has an open door, are not lifted: {error.words()}")
 
     def _never(self, src: bytes) -> str | None:
         """Why this source is never banned, if so (T37)."""
@@ -340,6 +372,7 @@ class Bans:
             for key in some:
                 if key in self._bans[len(key)]:
                     self._forget(key)
+                self._strange.pop(key, None)
                 self._tell(ban_lifted(who(key), why))
 
     def _put(self, key: bytes, ban: Ban) -> None:

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Protocol
 
 from .config import Config
-from .errors import FirewallError, LogknockError
+from .errors import UNAVAILABLE, FirewallError, LogknockError
 from .firewall.intent import Intent, Outcome, put_back
-from .firewall.sets import Element, Fitness, Sets, Sweep
-from .firewall.watch import Change, Touched, Watch
+from .firewall.sets import GUARDED, Element, Fitness, Sets, Sweep
+from .firewall.watch import CONFIGURED, Change, Touched, Watch
 from .knock import SetName
 from .report import Level
 
@@ -30,6 +30,12 @@ _PAUSE_FACTOR = 2.0
 _AT_ONCE = 4
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 60.0
 _STANDS = 90.0
+
+# As long as nft takes them, the pauses are at most so many times as long as that took: meanwhile nothing is guarded.
+_LOAD_FACTOR = 20.0
+
+# Rules that are missing for so many seconds are told of, whatever keeps them from being put back.
+_TOLD_AFTER = 2.0
 _TELL_FIGHT_AFTER = 6
 
 # Who else changes the rules at this moment is done soon.
@@ -39,10 +45,7 @@ _BUSY_TRIES = 50
 # Lines about others' changes in a minute; the rest are counted and said.
 _LINES, _LINES_EVERY = 20, 60.0
 
-# Sets of our table: those that only `logknock rules` fills, and those that something `Kept` does.
-_CONFIGURED = frozenset(
-    SetName("inet", "logknock", name) for name in ("trusted4", "trusted6", "guarded", "watched", "traps")
-)
+# Sets of our table that something `Kept` fills.
 _KEPT = frozenset(SetName("inet", "logknock", name) for name in ("banned4", "banned6"))
 
 Tell = Callable[[str, Level], None]
@@ -52,7 +55,7 @@ class Kept(Protocol):
     """What else our sets are to hold: the bans."""
 
     def unsure(self, keys: Iterable[bytes] | None = None) -> None:
-        """These elements may be gone, or any."""
+        """These elements may be gone or new, or any."""
 
     def reconcile(self, now: float) -> int:
         """Put some of it back; 0 when all is. Raises FirewallError."""
@@ -89,8 +92,10 @@ class Reconciler:
         self._restored = 0
         self._failure: FirewallError | None = None
         self._loading: asyncio.Task[None] | None = None
+        self._harm: FirewallError | None = None  # what is wrong with rules that are there
+        self._undone: FirewallError | None = None  # the same, while it is being put right
         self._attempts = 0  # of putting the rules back, lately
-        self._tried = self._try_at = 0.0
+        self._tried = self._try_at = self._missing_since = 0.0
         self._lines, self._left_out, self._lines_until = _LINES, 0, 0.0
 
     # ---- the daemon's side
@@ -105,8 +110,11 @@ class Reconciler:
 
         Raises FirewallError if they are missing and cannot be put back, or if a set of the doors does not fit.
         """
-        if self._is_needed() and self._is_restored:
-            await self._put_back_at_start()
+        if self._is_restored:
+            if self._sets.lacks(GUARDED, self._config.guarded):  # an old copy was loaded, say
+                self._harm = _harm("")
+            if self._is_needed():
+                await self._put_back_at_start()
         self._sets.use(self._config.doors)
         asyncio.get_running_loop().add_reader(self._watch.fileno(), self._read)
         self._look()
@@ -176,9 +184,15 @@ class Reconciler:
         elif keys := {element.key for element in change.elements if element.set in _KEPT}:
             self._unsure_of_kept(keys)
         self._tell_change(change, touched)
-        if change.built or change.lost or change.sets or touched or not self._is_settled:
+        if self._is_harm(change):
+            self._harm = _harm(change.who)
+        if self._harm or change.built or change.lost or change.sets or touched or not self._is_settled:
             self._news = True
             self._look_soon()
+
+    def _is_harm(self, change: Change) -> bool:
+        """Whether a change has, or may have, taken away what `logknock rules` loaded."""
+        return change.lost or (change.harmed and change.program != self._own_name)
 
     def _unsure_of_kept(self, keys: Iterable[bytes] | None) -> None:
         for kept in self.kept:
@@ -190,12 +204,17 @@ class Reconciler:
         by = f" by {change.who}" if change.who else ""
         for what in change.gone:
             self._say(f"{what} {'were' if what.startswith('rules') else 'was'} deleted{by}")
+        told = bool(change.gone) or not CONFIGURED.isdisjoint(change.emptied)
+        if self._is_harm(change) and not (told or change.lost):
+            self._say(f"rules or elements of table inet logknock were changed{by}")
+        for name in sorted(touched) if not change.gone else ():
+            if name not in change.emptied:
+                self._say(f"elements of set {name} were changed{by}")
         for name in change.emptied:
-            if name in _CONFIGURED:
+            if name in CONFIGURED:
                 if change.program != self._own_name:
-                    self._say(
-                        f"elements of set {name} were deleted{by} (hint: `logknock rules apply` loads them again)"
-                    )
+                    hint = "" if self._is_restored else " (hint: `logknock rules apply` loads them again)"
+                    self._say(f"elements of set {name} were deleted{by}{hint}")
             elif name in touched or name in change.sets or (self.kept and name in _KEPT):
                 self._say(f"elements of set {name} were deleted{by}")
 
@@ -239,9 +258,12 @@ class Reconciler:
             self.in_trouble(error)
             return
         self._note_unfit(found.others)
-        self._sound = found.ours is None
-        if found.ours is not None:
-            self._mend(found.ours, restorable=found.restorable)
+        harm = self._harm if self._is_restored else None
+        self._sound = found.ours is None and harm is None and self._loading is None
+        if found.ours is None and harm is not None:
+            self._mend(harm, restorable=self._is_restorable(found))
+        elif found.ours is not None:
+            self._mend(found.ours, restorable=self._is_restorable(found))
             if not any(door.sets for door in self._config.doors):
                 return  # there is nowhere to put anything
         if self._trouble or not self._is_settled:
@@ -317,6 +339,7 @@ class Reconciler:
         elif self._news and self._restored:
             self._say(back, Level.NOTICE)
         self._trouble = self._told = ""
+        self._missing_since = 0.0
         self._news = False
 
     # ---- the rules
@@ -327,6 +350,9 @@ class Reconciler:
             self.in_trouble(failure)
             return
         self._trouble = self._trouble or failure.message
+        self._missing_since = self._missing_since or time.monotonic()
+        if not self._told and time.monotonic() > self._missing_since + _TOLD_AFTER:
+            self.in_trouble(failure)
         if self._loading is None:
             wait = self._try_at - time.monotonic()
             if wait > 0:
@@ -338,7 +364,7 @@ class Reconciler:
         self._tried = time.monotonic()
         outcome = None
         try:
-            outcome = await put_back(self._intent, self._config.runtime, self._is_needed)
+            outcome = await put_back(self._intent, self._config.runtime, self._is_needed, self._loads)
         except LogknockError as error:
             self.in_trouble(error)
         match outcome:
@@ -349,29 +375,62 @@ class Reconciler:
                 self.in_trouble(FirewallError(failure.message, hint))
                 self._try_at = time.monotonic() + _BUSY_PAUSE
             case _:
-                self._count_attempt()
+                self._count_attempt(stood=outcome is Outcome.DONE)
+        if outcome is not Outcome.DONE:
+            self._watch.pass_over(0)
+            self._harm = self._harm or self._undone
+        self._undone = None
         self._loading = None
         self._look()
 
-    def _count_attempt(self) -> None:
-        """The more often lately, the longer until the next."""
+    def _loads(self, process: int) -> None:
+        """What others do from here on is another matter."""
+        self._watch.pass_over(process)
+        self._undone, self._harm = self._harm, None
+
+    def _count_attempt(self, *, stood: bool) -> None:
+        """The more often lately, the longer until the next; `stood`: nft took the rules."""
         self._attempts += 1
+        now = time.monotonic()
         if self._attempts >= _AT_ONCE:
-            pause = min(_LONGEST_PAUSE, _FIRST_PAUSE * 2.0 ** (self._attempts - _AT_ONCE))
-            self._try_at = time.monotonic() + pause
-        if self._attempts == _TELL_FIGHT_AFTER:
+            longest = min(_LONGEST_PAUSE, _LOAD_FACTOR * (now - self._tried)) if stood else _LONGEST_PAUSE
+            self._try_at = now + min(longest, _FIRST_PAUSE * 2.0 ** (self._attempts - _AT_ONCE))
+        if self._attempts == _TELL_FIGHT_AFTER and stood:
             hint = "who deletes them is named above; with `[firewall] restore = false` they are not put back"
             words = f"the rules do not stay: put back {self._attempts} times, and from now on after longer pauses"
             self._tell(f"{words} (hint: {hint})", Level.ERROR)
 
     def _is_needed(self) -> bool:
-        return self._check().restorable
+        return self._is_restorable(self._check())
+
+    def _is_restorable(self, found: Fitness) -> bool:
+        """Whether our table needs to be put back, and may be: where a part of it was taken away, it is ours."""
+        harmed = self._harm is not None and (found.ours is None or found.ours.exit_code == UNAVAILABLE)
+        return found.restorable or harmed
 
     async def _put_back_at_start(self) -> None:
-        for _ in range(_BUSY_TRIES):
-            outcome = await put_back(self._intent, self._config.runtime, self._is_needed)
-            if outcome is not Outcome.BUSY:
-                break
-            await asyncio.sleep(_BUSY_PAUSE)
+        try:
+            for _ in range(_BUSY_TRIES):
+                outcome = await put_back(self._intent, self._config.runtime, self._is_needed, self._loads)
+                if outcome is not Outcome.BUSY:
+                    break
+                await asyncio.sleep(_BUSY_PAUSE)
+        except LogknockError as error:
+            if self._check().ours is not None:
+                raise
+            self.in_trouble(error)  # doors can be opened in what is there; and it is tried again
+            self._watch.pass_over(0)
+            self._harm, self._undone = self._harm or self._undone, None
+            return
+        self._harm = self._undone = None
         if outcome is Outcome.DONE:
-            self._tell("the rules were not there: they are put back as they were loaded last", Level.NOTICE)
+            self._tell(
+                "the rules were not there, or not whole: they are put back as they were loaded last", Level.NOTICE
+            )
+
+
+def _harm(who: str) -> FirewallError:
+    """What is wrong with rules that somebody has changed; `who` may be unknown."""
+    are, since = ("are", f", since {who} changed them") if who else ("may be", "")
+    words = f"the rules of table inet logknock {are} not as they were loaded{since}"
+    return FirewallError(words, "`logknock rules apply` loads them", UNAVAILABLE)

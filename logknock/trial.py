@@ -104,15 +104,15 @@ def _file(runtime: Path) -> Path:
 
 
 @contextmanager
-def alone(runtime: Path, *, wait: bool = True) -> Iterator[None]:
-    """Hold `rules.lock`; waits for whoever has it, which takes as long as one change does.
+def alone(runtime: Path, *, wait: bool = True) -> Iterator[int]:
+    """Hold `rules.lock`; waits for whoever has it, which takes as long as one change does. Gives its descriptor.
 
     Without `wait` it raises BlockingIOError where somebody has it.
     """
     descriptor = _open_lock(runtime)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        yield
+        yield descriptor
     finally:
         fcntl.flock(descriptor, fcntl.LOCK_UN)  # closing is not enough: a forked process may still have a copy
         os.close(descriptor)

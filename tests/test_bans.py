@@ -331,6 +331,75 @@ def test_a_flush_takes_no_ban_away_and_makes_none_longer(gateway: Host, bans: Ba
     assert bans.reconcile(NOW + 100) == 1
 
 
+def test_what_somebody_else_bans_while_it_runs_is_a_ban_like_others(gateway: Host, bans: Bans, log: list[Line]) -> None:
+    """Told, listed, and put back; and lifted where it is of the trusted."""
+    addresses = ("203.0.113.7", "192.0.2.55", "2001:db8:5::", "2001:db8:6::1", "203.0.113.8")
+    gateway.nft(
+        'add element inet logknock banned4 { 203.0.113.7 timeout 1h comment "by me", 192.0.2.55 timeout 1h }\n'
+        "add element inet logknock banned6 { 2001:db8:5::, 2001:db8:6::1 timeout 1h }"
+    )
+    bans.unsure([packed(address) for address in addresses])
+    now = time.monotonic()
+    assert not bans.settled
+    while bans.reconcile(now):
+        pass
+    assert bans.settled
+    assert {who(key): ban.why for key, ban in bans.listed(now)} == {
+        "203.0.113.7": "by me",
+        "2001:db8:5::/64": "not by logknock",
+    }, "one is trusted, one no rule of ours finds, one is gone again"
+    assert [line.text.partition(" for ")[0] for line in log] == [
+        "203.0.113.7: banned",
+        "192.0.2.55: banned",
+        "2001:db8:5::/64: banned",
+        "192.0.2.55: no longer banned: trusted now",
+    ]
+    gateway.nft("flush set inet logknock banned4")
+    bans.unsure([packed("203.0.113.7")])
+    while bans.reconcile(now):
+        pass
+    assert "203.0.113.7" in listed(gateway)
+
+
+def test_a_door_that_opens_lifts_a_ban_that_somebody_else_made(gateway: Host, sets: Sets, bans: Bans) -> None:
+    """Before it was looked at, while the door is open, and after a restart."""
+    door = Door("ssh", (Service.parse("7000/tcp"),), opens=(Service.parse("22/tcp"),))
+    sets.use([door])
+    src = packed("203.0.113.7")
+    ban = "add element inet logknock banned4 { 203.0.113.7 timeout 1h }"
+    gateway.nft(ban)
+    bans.unsure([src])
+    bans.admit(src)
+    assert listed(gateway) == {}
+    sets.open(door, Grant("ssh", src, NOW + 30), NOW)
+    gateway.nft(ban)
+    bans.unsure([src])
+    while bans.reconcile(NOW):
+        pass
+    assert (listed(gateway), len(bans)) == ({}, 0)
+    gateway.nft(ban)
+    assert bans.take_over(WALL, NOW) == 0
+    assert listed(gateway) == {}
+
+
+def test_t13_who_is_never_banned_takes_no_place_in_a_batch(gateway: Host, sets: Sets, bans: Bans) -> None:
+    """T13: or a forger would keep real scanners out with the addresses of the trusted."""
+    door = Door("ssh", (Service.parse("7000/tcp"),), opens=(Service.parse("22/tcp"),))
+    sets.use([door])
+    sets.open(door, Grant("ssh", packed("203.0.113.9"), NOW + 30), NOW)
+    for number in range(BATCH):
+        assert not bans.suspect(Caught(bytes((192, 0, 2, number)), 12))
+    assert not bans.suspect(Caught(packed("203.0.113.9"), 12))
+    catch(bans, "203.0.113.7")
+    assert set(listed(gateway)) == {"203.0.113.7"}
+    assert bans.left_out == 0
+
+
+def test_an_element_that_our_rules_never_find_is_no_ban(gateway: Host, bans: Bans) -> None:
+    gateway.nft("add element inet logknock banned6 { 2001:db8:5::1 timeout 1h }")
+    assert bans.take_over(WALL, NOW) == 0
+
+
 def test_what_cannot_be_put_back_is_tried_again(gateway: Host, bans: Bans) -> None:
     catch(bans, "203.0.113.7")
     gateway.nft("delete table inet logknock")

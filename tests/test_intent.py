@@ -1,12 +1,15 @@
 """The rules that are kept to be put back: whose they are, and when they count."""
 
+import asyncio
 import os
+import stat
 from pathlib import Path
 
 import pytest
 
 from logknock.errors import LogknockError
-from logknock.firewall.intent import MAX_TEXT, Intent
+from logknock.firewall import intent as intent_module
+from logknock.firewall.intent import MAX_TEXT, Intent, Outcome, put_back
 
 RULES = "table inet logknock { }\n"
 
@@ -71,7 +74,7 @@ def test_a_draft_that_is_gone_is_told_when_it_should_count(intent: Intent) -> No
     assert "rules apply" in caught.value.hint
 
 
-@pytest.mark.parametrize("harm", ["mode", "owner", "link", "pipe", "size"])
+@pytest.mark.parametrize("harm", ["mode", "owner", "link", "dangling link", "pipe", "socket", "directory", "size"])
 def test_what_another_could_have_written_is_refused(intent: Intent, tmp_path: Path, harm: str) -> None:
     """It would be loaded with the daemon's rights."""
     intent.draft(RULES)
@@ -86,9 +89,42 @@ def test_what_another_could_have_written_is_refused(intent: Intent, tmp_path: Pa
         intent.path.rename(tmp_path / "elsewhere")
         if harm == "link":
             intent.path.symlink_to(tmp_path / "elsewhere")
-        else:
+        elif harm == "dangling link":
+            intent.path.symlink_to(tmp_path / "nowhere")
+        elif harm == "pipe":
             os.mkfifo(intent.path)
+        elif harm == "socket":
+            os.mknod(intent.path, 0o600 | stat.S_IFSOCK)
+        else:
+            intent.path.mkdir()
+    assert intent.is_kept, "to do without would be to guard nothing, in silence"
     with pytest.raises(LogknockError) as caught:
         intent.read()
+    assert "may be another's work: it is not loaded" in caught.value.message
     assert str(intent.path) in caught.value.message
     assert caught.value.hint
+
+
+# Instead of nft: whether it has the lock's file open. What it takes from standard input is the rules.
+HAS_LOCK = """#!/bin/sh
+cat > /dev/null
+for file in /proc/$$/fd/*; do
+	case $(readlink "$file") in */rules.lock) exit 0 ;; esac
+done
+echo "Error: no lock" >&2
+exit 1
+"""
+
+
+def test_the_lock_is_held_as_long_as_nft_runs(intent: Intent, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A daemon that is killed meanwhile lets nobody else load rules at the same time."""
+    program = tmp_path / "nft"
+    program.write_text(HAS_LOCK)
+    program.chmod(0o755)
+    monkeypatch.setattr(intent_module, "_NFT_PLACES", (str(program),))
+    intent.draft(RULES)
+    intent.settle()
+    started: list[int] = []
+    outcome = asyncio.run(put_back(intent, tmp_path / "run", lambda: True, started.append))
+    assert outcome is Outcome.DONE
+    assert len(started) == 1

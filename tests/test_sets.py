@@ -382,6 +382,7 @@ def test_a_door_that_is_kept_shut_does_not_keep_another_of_the_same_knocker_shut
         ),
         pytest.param("set mine { type ipv4_addr; }", "set mine is none of ours", id="another set"),
         pytest.param("chain input { accept; }", "chain input is none of ours", id="a chain with rules"),
+        pytest.param("chain input { }", "chain input is none of ours", id="a chain that has no rules yet"),
     ],
 )
 def test_a_table_of_our_name_that_is_not_ours_is_told_and_left_alone(

@@ -1,6 +1,7 @@
 """What others do to the ruleset, by the kernel's notifications: the bytes, and what comes of them."""
 
 import socket
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -75,20 +76,34 @@ def test_what_is_our_own_is_no_news() -> None:
     assert changes(ADDED, FLUSHED, DONE, own=NFT) == []
 
 
+@pytest.mark.parametrize("port", [NFT, 99], ids=["by its port", "by its process, where somebody else has that port"])
+def test_what_is_loaded_for_us_is_no_news_once(port: int) -> None:
+    decoder = Decoder(1)
+    decoder.look_for([GRANTED4])
+    decoder.loader = NFT
+    found: list[Change] = []
+    for data in (FLUSHED, DONE, FLUSHED, DONE):
+        data = data[:12] + port.to_bytes(4, sys.byteorder) + data[16:]
+        found += decoder.decode(bytearray(data), len(data))
+    assert len(found) == 1, "what comes after it is news"
+
+
 def test_nothing_is_told_before_a_transaction_is_whole() -> None:
     assert changes(ADDED, DELETED) == []
     assert len(changes(ADDED, DELETED, DONE, DONE)) == 1
 
 
-def test_what_a_transaction_deletes_and_makes_again_is_not_gone() -> None:
+def test_a_table_that_a_transaction_makes_again_was_deleted_all_the_same() -> None:
+    """Its rules may be others now, and its elements are gone."""
     again = FLUSHED.replace(b"\x02\x0a\x00\x00\x01", b"\x00\x0a\x00\x00\x01")  # NFT_MSG_DELTABLE to NEWTABLE
     again = again.replace(b"\x0b\x0a\x00\x00\x01", b"\x09\x0a\x00\x00\x01")
     again = again.replace(b"\x05\x0a\x00\x00\x01", b"\x03\x0a\x00\x00\x01")
     again = again.replace(b"\x08\x0a\x00\x00\x01", b"\x06\x0a\x00\x00\x01")
     (change,) = changes(FLUSHED, again, DONE)
-    assert change.gone == ()
+    assert change.gone == ("table inet logknock",)
     assert change.built
-    assert change.sets == {GRANTED4}, "its elements are gone all the same"
+    assert change.harmed
+    assert change.sets == {GRANTED4}
 
 
 def test_what_was_lost_may_have_been_anything() -> None:
@@ -190,6 +205,43 @@ def test_what_nft_does_is_heard_if_it_matters(
     (change,) = found
     assert (set(change.gone), set(change.sets)) == (gone, sets)
     assert change.program == "nft"
+
+
+OUR_RULES = """
+table inet logknock {
+	set guarded { type inet_proto . inet_service; flags interval; elements = { tcp . 22 }; }
+	chain guard { meta l4proto . th dport @guarded drop; }
+}
+table inet logknock-2 { set allowed { type ipv4_addr; flags timeout; }; }
+"""
+
+
+@pytest.mark.parametrize(
+    ("script", "harmed"),
+    [
+        pytest.param("flush set inet logknock guarded", True, id="elements that were loaded"),
+        pytest.param(
+            "flush set inet logknock guarded\nadd element inet logknock guarded { tcp . 25 }",
+            True,
+            id="others for them",
+        ),
+        pytest.param("flush chain inet logknock guard", True, id="rules"),
+        pytest.param(
+            "flush chain inet logknock guard\nadd rule inet logknock guard counter", True, id="others for rules"
+        ),
+        pytest.param("add table inet logknock { flags dormant; }", True, id="a table that sleeps"),
+        pytest.param("add element inet logknock guarded { tcp . 25 }", False, id="one element more"),
+        pytest.param("add rule inet logknock guard counter", False, id="one rule more"),
+        pytest.param("delete set inet logknock-2 allowed", False, id="a table that is named after ours"),
+    ],
+)
+def test_what_takes_from_our_rules_is_known(gateway: Host, watch: Watch, script: str, harmed: bool) -> None:
+    gateway.nft(OUR_RULES)
+    watch.look_for([SetName("inet", "logknock-2", "allowed")])
+    read_all(watch)
+    gateway.nft(script)
+    (change,) = read_all(watch)
+    assert change.harmed == harmed
 
 
 def test_a_set_that_is_flushed_tells_its_elements(gateway: Host, watch: Watch) -> None:

@@ -7,6 +7,7 @@ second and 150 MB, and a daemon that did it itself would be deaf for as long.
 """
 
 import asyncio
+import errno
 import os
 import re
 import stat
@@ -88,7 +89,7 @@ class Intent:
     @property
     def is_kept(self) -> bool:
         """Whether there is anything to put back."""
-        return self.path.is_file()
+        return os.path.lexists(self.path)  # what cannot be read is no reason to do without: read() tells
 
     def read(self) -> bytes | None:
         """What is wanted; None where nothing is. A file that somebody else could have written is refused."""
@@ -97,14 +98,20 @@ class Intent:
         except FileNotFoundError:
             return None
         except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENXIO):  # a link, a socket
+                raise self._refusal() from None
             raise trial.file_error(self.path, error) from None
+        status = os.fstat(descriptor)
+        theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+        if theirs or not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TEXT:
+            os.close(descriptor)
+            raise self._refusal()
         with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            theirs = status.st_uid not in (0, os.geteuid()) or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
-            if theirs or not stat.S_ISREG(status.st_mode) or status.st_size > MAX_TEXT:
-                hint = "`logknock rules apply` writes it anew; it has to be root's or logknock's own, and no link"
-                raise LogknockError(f"{self.path} may be another's work: it is not loaded", hint)
             return file.read()
+
+    def _refusal(self) -> LogknockError:
+        hint = "`logknock rules apply` writes it anew; it has to be root's or logknock's own, and no link"
+        return LogknockError(f"{self.path} may be another's work: it is not loaded", hint)
 
     def _remove(self, path: Path) -> None:
         try:
@@ -133,13 +140,16 @@ class Outcome(Enum):
     BUSY = "somebody else changes the rules at this moment"
 
 
-async def put_back(intent: Intent, runtime: Path, needed: Callable[[], bool]) -> Outcome:
+async def put_back(
+    intent: Intent, runtime: Path, needed: Callable[[], bool], started: Callable[[int], None]
+) -> Outcome:
     """Load what is wanted, unless it is nobody's business now. Raises LogknockError with nft's words if it refuses.
 
-    `needed` is asked when nobody else can be changing the rules any more.
+    `needed` is asked when nobody else can be changing the rules any more; `started` is told the process that
+    loads them, before it does.
     """
     try:
-        with trial.alone(runtime, wait=False):
+        with trial.alone(runtime, wait=False) as lock:
             waiting = Trial.going_on(runtime)
             if waiting is not None:
                 waiting.close()
@@ -149,13 +159,14 @@ async def put_back(intent: Intent, runtime: Path, needed: Callable[[], bool]) ->
                 return Outcome.NOT_WANTED
             if not needed():
                 return Outcome.NOT_NEEDED
-            await _load(text)
+            await _load(text, lock, started)
             return Outcome.DONE
     except BlockingIOError:
         return Outcome.BUSY
 
 
-async def _load(text: bytes) -> None:
+async def _load(text: bytes, lock: int, started: Callable[[int], None]) -> None:
+    """The lock is held as long as nft runs, even where that outlives this process."""
     nft = next((place for place in _NFT_PLACES if os.access(place, os.X_OK)), None)
     if nft is None:
         raise FirewallError("the rules cannot be put back: no nft here", "install the package nftables", UNAVAILABLE)
@@ -164,9 +175,11 @@ async def _load(text: bytes) -> None:
             nft, "-f", "-",
             stdin=asyncio.subprocess.PIPE, stdout=asyncio.subprocess.DEVNULL, stderr=asyncio.subprocess.PIPE,
             env={"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LC_ALL": "C"},
+            pass_fds=(lock,),
         )  # fmt: skip
     except OSError as error:
         raise FirewallError(f"the rules cannot be put back: {nft}: {error.strerror}", "it is tried again") from None
+    started(process.pid)
     try:
         _, said = await asyncio.wait_for(process.communicate(text), _LOAD_TIMEOUT)
     except TimeoutError:

@@ -32,8 +32,11 @@ _CHAINS = frozenset({"guard", "trusted", "guarded", "record", "tell", "admit"})
 
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
 _BATCH_BEGIN, _BATCH_END = 0x10, 0x11
-_GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (_SUBSYSTEM << 8 | number for number in (7, 10, 12, 13, 14))
+_GETCHAIN, _GETRULE, _GETSET, _NEWSETELEM, _GETSETELEM, _DELSETELEM = (
+    _SUBSYSTEM << 8 | number for number in (4, 7, 10, 12, 13, 14)
+)
 _RULE_TABLE, _RULE_CHAIN = 1, 2
+_CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _SET_TABLE, _SET_NAME, _SET_FLAGS, _SET_KEY_TYPE = 1, 2, 3, 4
 _FLAG_ANONYMOUS, _FLAG_CONSTANT, _FLAG_INTERVAL, _FLAG_MAP, _FLAG_TIMEOUT = 0x01, 0x02, 0x04, 0x08, 0x10
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
@@ -313,17 +316,17 @@ class Sets:
     def _look_at_ours(self) -> tuple[FirewallError | None, bool]:
         """What is wrong with our own table, and whether that is only that something is missing."""
         try:
-            sets, chains = self._our_sets(), self._our_chains()
+            sets, chains, ruled = self._our_sets(), self._our_chains(), self._chains_with_rules()
         except FirewallError as error:
             if error.exit_code != UNAVAILABLE:
                 raise
-            sets, chains = {}, set()
+            sets, chains, ruled = {}, set(), set()
         strange = [f"set {name}" for name, kind in sets.items() if _OURS.get(name) != kind]
         strange += (f"chain {name}" for name in chains - _CHAINS)
         if strange:
             hint = "give that table another name; where nobody needs it, `logknock rules remove` deletes it"
             return FirewallError(f"table inet logknock is not logknock's: {strange[0]} is none of ours", hint), False
-        has_rules = "guard" in chains
+        has_rules = "guard" in ruled
         for name in GRANTED.values():
             try:
                 self._set_type(name)
@@ -346,6 +349,17 @@ class Sets:
         return found
 
     def _our_chains(self) -> set[str]:
+        """The chains in the table of our name. (The kernel tells those of all tables.)"""
+        found = [
+            (
+                bytes(answer.get(kind, b"")).rstrip(b"\0").decode(errors="replace")
+                for kind in (_CHAIN_TABLE, _CHAIN_NAME)
+            )
+            for answer in self._dump(_GETCHAIN, b"")
+        ]
+        return {name for table, name in found if table == "logknock"}
+
+    def _chains_with_rules(self) -> set[str]:
         """The chains in the table of our name that have rules."""
         return {
             bytes(answer.get(_RULE_CHAIN, b"")).rstrip(b"\0").decode(errors="replace")
@@ -552,14 +566,17 @@ class Sets:
 
     def has(self, element: Element) -> bool:
         """Whether the kernel has this element. A missing set has none."""
+        return bool(self._get(element))
+
+    def _get(self, element: Element) -> list[bytes]:
         sequence = self._netfilter.sequence()
         family = FAMILIES[element.set.family]
         request = netlink.netfilter_message(_GETSETELEM, netlink.NLM_F_ACK, sequence, family, 0, _element(element))
         try:
-            return bool(self._netfilter.request(request, sequence))
+            return self._netfilter.request(request, sequence)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                return False
+                return []
             raise _firewall_error(f"set {element.set}", error) from error
 
     # ---- bans: who is banned until when is in `bans`; here is how the kernel is told
@@ -572,6 +589,14 @@ class Sets:
     def is_banned(self, key: bytes) -> bool:
         """Whether the kernel has a ban of this key."""
         return self.has(_banned_element(key))
+
+    def find_banned(self, key: bytes) -> Banned | None:
+        """The ban of this key that the kernel has."""
+        for body in self._get(_banned_element(key)):
+            elements = netlink.attributes(memoryview(body)[4:]).get(_LIST_ELEMENTS, memoryview(b""))
+            for element in _each(elements):
+                return _read_banned(element)
+        return None
 
     def banned(self) -> list[Banned]:
         """All bans that the kernel has. Reads both sets whole: some microseconds each, so for the start only."""

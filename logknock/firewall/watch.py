@@ -23,6 +23,11 @@ from ..knock import SetName
 TABLE = "logknock"
 OURS = "inet logknock"
 
+# Sets of our table that only `logknock rules` fills.
+CONFIGURED = frozenset(
+    SetName("inet", "logknock", name) for name in ("trusted4", "trusted6", "guarded", "watched", "traps")
+)
+
 _GROUP = 7  # NFNLGRP_NFTABLES
 _SOL_NETLINK = 270
 _ADD_MEMBERSHIP = 1
@@ -67,12 +72,13 @@ class Touched(NamedTuple):
 
 
 class Change(NamedTuple):
-    """What one transaction did to what matters.
+    """What one transaction did to what matters. (A table that is there is made once more where its flags change.)
 
     who: the program and its process; empty if unknown. built: whether a table, chain, rule or set was made or deleted.
     gone: in words, what was deleted and not made again. emptied: sets that lost elements and got none. sets: those that
     were deleted, or had many of their elements changed. elements: what happened to single ones. lost: notifications
-    were, so that anything may have happened.
+    were, so that anything may have happened. harmed: whether a part of our rules was deleted, or an element that only
+    `logknock rules` makes, be it replaced or not.
     """
 
     who: str = ""
@@ -82,6 +88,7 @@ class Change(NamedTuple):
     emptied: tuple[SetName, ...] = ()
     sets: frozenset[SetName] = frozenset()
     elements: tuple[Touched, ...] = ()
+    harmed: bool = False
     lost: bool = False
 
 
@@ -98,9 +105,10 @@ class _Pending:
         self.filled: set[SetName] = set()
 
     def change(self, program: str, process: int | None) -> Change:
+        table = f"table {OURS}"
         gone = [what for what in self.deleted if what not in self.made]
-        if f"table {OURS}" in gone:  # all that was in it went with it
-            gone = [what for what in gone if what == f"table {OURS}" or OURS not in what]
+        if table in self.deleted:  # all that was in it went with it, whatever stands in its place now
+            gone = [table, *(what for what in gone if not _is_ours(what))]
         if sum(what.startswith("rules of") for what in gone) > 1:
             gone = [f"rules of table {OURS}", *(what for what in gone if not what.startswith("rules of"))]
         emptied = (name for name in self.emptied if name not in self.filled and f"set {name}" not in self.deleted)
@@ -112,6 +120,7 @@ class _Pending:
             tuple(emptied),
             frozenset(self.sets),
             tuple(touched for name, many in self.elements.items() if name not in self.sets for touched in many),
+            table in self.made or any(map(_is_ours, self.deleted)) or not CONFIGURED.isdisjoint(self.emptied),
         )
 
 
@@ -120,6 +129,7 @@ class Decoder:
 
     def __init__(self, own: int) -> None:
         self._own = own
+        self.loader = 0  # the process that loads what we want, and mostly its port; 0 when it has
         self._pending: _Pending | None = None
         self.look_for(())
 
@@ -136,14 +146,19 @@ class Decoder:
             return
         # All that is in one delivery is of one transaction.
         _, kind, _, _, port = netlink.HEADER.unpack_from(buffer)
-        if port == self._own:
+        if port in (self._own, self.loader):
+            if kind == _NEWGEN and port == self.loader:
+                self.loader = 0
             return
         if kind == _NEWGEN:
             if self._pending is not None:
                 pending, self._pending = self._pending, None
                 found = netlink.attributes(memoryview(buffer)[netlink.HEADER.size + _FAMILY_BYTES : length])
-                process = bytes(found.get(_GEN_PROCESS, b""))
-                yield pending.change(_text(found.get(_GEN_NAME, b"")), int.from_bytes(process, "big") or None)
+                process = int.from_bytes(found.get(_GEN_PROCESS, b""), "big")
+                if process and process == self.loader:  # whose port somebody else had
+                    self.loader = 0
+                    return
+                yield pending.change(_text(found.get(_GEN_NAME, b"")), process or None)
             return
         if any(buffer.find(needle, 0, length) >= 0 for needle in self._needles):
             for message in netlink.messages(memoryview(buffer)[:length]):
@@ -152,6 +167,7 @@ class Decoder:
     def lose(self) -> Change:
         """Notifications are missing: also of the transaction whose end was waited for, if there is one."""
         self._pending = None
+        self.loader = 0  # what it did may be among them; another process may bear its number one day
         return Change(built=True, lost=True)
 
     def _note(self, kind: int, body: memoryview) -> None:
@@ -242,6 +258,10 @@ class Watch:
         """All of our own table matters, and these sets wherever they are."""
         self._decoder.look_for(names)
 
+    def pass_over(self, process: int) -> None:
+        """The next transaction of this process is no news. (A process's first netlink socket has its id as port.)"""
+        self._decoder.loader = process
+
     def read(self) -> list[Change]:
         """What has happened, as far as a bounded time allows; the rest stays readable."""
         changes: list[Change] = []
@@ -260,6 +280,11 @@ class Watch:
             if port == 0:  # only the kernel's word counts
                 changes += self._decoder.decode(self._buffer, length)
         return changes
+
+
+def _is_ours(what: str) -> bool:
+    """Whether our table, or something in it, is meant."""
+    return f" {OURS} " in f"{what} "
 
 
 def _cannot_listen(error: OSError) -> FirewallError:

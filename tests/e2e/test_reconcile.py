@@ -1,5 +1,6 @@
 """Whatever others do to the firewall: the rules come back, and every open door with the time that it has left."""
 
+import fcntl
 import os
 import re
 import signal
@@ -8,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +49,12 @@ def opened(world: World) -> Iterator[Daemon]:
 def rules(world: World) -> str:
     """The chains of our table; empty where there is none."""
     return world.gateway.run("nft", "-s", "list", "chain", "inet", "logknock", "guard", check=False).stdout
+
+
+def everything(world: World) -> list[str]:
+    """What was loaded, in any order: chains with their rules, sets, and what is guarded."""
+    lists = (("-st", "list", "table", "inet", "logknock"), ("list", "set", "inet", "logknock", "guarded"))
+    return sorted(line for words in lists for line in world.gateway.run("nft", *words).stdout.splitlines())
 
 
 def mine(world: World) -> str:
@@ -92,6 +100,27 @@ def listening(world: World) -> Iterator[list[Change]]:
         pytest.param(
             "flush chain inet logknock guard", "rules of chain inet logknock guard were deleted", id="flush chain"
         ),
+        pytest.param(
+            "flush chain inet logknock guarded", "rules of chain inet logknock guarded were", id="flush chain guarded"
+        ),
+        pytest.param(
+            "flush set inet logknock guarded", "elements of set inet logknock guarded were", id="flush set guarded"
+        ),
+        pytest.param(
+            "flush set inet logknock guarded\nadd element inet logknock guarded { tcp . 443 }",
+            "rules or elements of table inet logknock were changed by nft (process ",
+            id="other elements for those of ours",
+        ),
+        pytest.param(
+            "add table inet logknock { flags dormant; }",
+            "rules or elements of table inet logknock were changed by nft (process ",
+            id="a table that sleeps",
+        ),
+        pytest.param(
+            "flush chain inet logknock guarded\ndelete set inet logknock granted4",
+            "set inet logknock granted4 was deleted by nft (process ",
+            id="rules of one chain and a set of doors",
+        ),
         pytest.param("flush set inet logknock granted4", "elements of set inet logknock granted4 were", id="flush set"),
         pytest.param(
             f"delete element inet logknock granted4 {{ {SSH_4} }}",
@@ -104,7 +133,7 @@ def listening(world: World) -> Iterator[list[Change]]:
         ),
         pytest.param(
             f"delete element inet logknock granted4 {{ {SSH_4} }}\nadd element inet logknock granted4 {{ {SSH_4} }}",
-            "the open doors of 1 addresses are put back",
+            "elements of set inet logknock granted4 were changed by nft (process ",
             id="make an element permanent",
         ),
         pytest.param(
@@ -116,16 +145,91 @@ def listening(world: World) -> Iterator[list[Change]]:
 )
 def test_t33_t34_what_others_take_away_comes_back(world: World, opened: Daemon, script: str, says: str) -> None:
     """T33, T34: rules and elements, with the time that is left; and it is told who it was."""
-    before = rules(world)
+    before = everything(world)
     world.gateway.nft(script)
     opened.wait_for(says)
     until(lambda: is_whole(world), "rules and elements")
     opened.wait_for("are put back")
-    assert rules(world) == before
+    assert everything(world) == before
     assert world.granted()[SSH_4]["comment"] == "ssh"
     assert not re.search("expires (1d|[2-9]d|[0-9]{2}d)", mine(world))
     if "25" in script:
         assert "tcp dport 25 drop" in world.gateway.nft("list ruleset"), "others' rules are theirs"
+
+
+GUARDS_NOTHING = Path(__file__).parents[2] / "rules" / "logknock.nft"
+
+
+@pytest.mark.parametrize(
+    ("copy", "says"),
+    [
+        pytest.param(
+            "an older one", "table inet logknock was deleted by nft (process ", id="an older copy of the ruleset"
+        ),
+        pytest.param(
+            GUARDS_NOTHING.read_text(), "elements of set inet logknock guarded were", id="the rules file as it stands"
+        ),
+    ],
+)
+def test_rules_that_guard_less_are_replaced_by_those_of_the_administrator(world: World, copy: str, says: str) -> None:
+    """A stranger gets in no longer than it takes, and who it was is told."""
+    world.configure(SSH.replace("22/tcp", "23/tcp"))
+    world.apply()
+    if copy == "an older one":
+        copy = "flush ruleset\n" + world.gateway.run("nft", "list", "ruleset").stdout
+    world.configure(SSH)
+    world.apply()
+    wanted = everything(world)
+    with world.daemon() as daemon, world.service(22):
+        assert not world.reaches()
+        world.gateway.nft(copy)
+        daemon.wait_for(says)
+        daemon.wait_for("the firewall has what it needs again")
+        assert not world.reaches()
+        assert everything(world) == wanted
+        daemon.stop()
+    world.gateway.nft(copy)
+    with world.daemon() as daemon, world.service(22):
+        assert daemon.says("they are put back as they were loaded last")
+        assert not world.reaches()
+        assert everything(world) == wanted
+
+
+def test_rules_that_guard_less_and_cannot_be_put_back_keep_nobody_from_opening_doors(world: World) -> None:
+    world.configure(SSH)
+    world.apply()
+    world.gateway.nft("flush set inet logknock guarded")
+    kept = world.config.parent / "state" / "rules.nft"
+    kept.chmod(0o666)
+    with world.daemon() as daemon:
+        assert daemon.says("rules.nft may be another's work: it is not loaded")
+        world.knock(*KNOCKS)
+        daemon.wait_for("10.99.0.2: ssh: OPEN SESAME")
+        kept.chmod(0o600)
+        daemon.wait_for("the firewall has what it needs again")
+        assert "tcp . 22" in world.gateway.run("nft", "list", "set", "inet", "logknock", "guarded").stdout
+
+
+def test_reloads_one_after_another_are_no_fight(world: World, opened: Daemon) -> None:
+    """Each is mended soon, however many there are: doubling pauses would leave the last without rules for a minute."""
+    for _ in range(11):
+        world.gateway.nft(RELOAD)
+        until(lambda: is_whole(world), "rules and elements")
+
+
+def test_rules_that_nobody_can_put_back_now_are_told_of_once(world: World, opened: Daemon) -> None:
+    """Somebody holds the lock for long: one line, and the rules are back when it is free."""
+    with open(world.config.parent / "run" / "rules.lock", "rb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        world.gateway.nft("delete table inet logknock")
+        opened.wait_for(
+            "set inet logknock granted4 is missing: No such file or directory (hint: `logknock rules apply`"
+        )
+        time.sleep(2.1)  # it would be told again by now
+        assert rules(world) == ""
+    until(lambda: is_whole(world), "the rules")
+    opened.wait_for("the firewall has what it needs again")
+    assert sum("is missing" in line for line in opened.lines) == 1
 
 
 def test_t33_what_comes_back_has_the_time_that_was_left(world: World, opened: Daemon) -> None:
@@ -191,7 +295,7 @@ def test_a_reboot_brings_back_rules_and_doors_before_it_is_ready(world: World, o
         after = World(gateway, client, world.config)
         gateway.nft(MINE)
         with after.daemon() as daemon:
-            assert daemon.says("the rules were not there: they are put back as they were loaded last")
+            assert daemon.says("they are put back as they were loaded last")
             assert rules(after) == before
             until(lambda: is_whole(after), "the element")
             assert time.monotonic() + after.granted()[SSH_4]["expires"] <= ends + 2
@@ -211,6 +315,24 @@ def test_without_rules_of_an_administrator_nothing_is_loaded(world: World, opene
     assert done.returncode == 69
     assert "rules apply" in done.stderr
     assert rules(world) == ""
+
+
+def test_rules_that_stay_on_the_disk_are_told_when_they_are_removed(world: World) -> None:
+    """A daemon would put them back; the table goes all the same."""
+    world.configure(SSH)
+    world.apply()
+    kept = world.config.parent / "state" / "rules.nft"
+    subprocess.run(["mount", "--bind", kept, kept], check=True)  # what is mounted on cannot be deleted (EBUSY)
+    try:
+        done = world.gateway.logknock("rules", "remove", "-c", str(world.config), check=False)
+    finally:
+        subprocess.run(["umount", kept], check=True)
+    assert done.returncode == 1
+    assert f"removed, but a running logknock puts the rules back: {kept}: Device or resource busy" in done.stderr
+    assert "hint: stop it first" in done.stderr
+    assert rules(world) == ""
+    assert world.gateway.logknock("rules", "remove", "-c", str(world.config)).returncode == 0
+    assert not kept.exists()
 
 
 def test_where_nothing_is_guarded_any_more_old_rules_stay_away(world: World, opened: Daemon) -> None:
@@ -280,24 +402,40 @@ def test_a_table_of_our_name_that_is_not_ours_is_left_alone(world: World, opened
     assert sum("is not logknock's" in line for line in opened.lines) == 1
 
 
+_SIX_ATTEMPTS = 2.5  # seconds: what does not last longer than that is no fight yet
+
+
 def test_an_nft_that_refuses_is_told_once(world: World, opened: Daemon) -> None:
     """In its own words, with a hint; and an administrator's `rules apply` mends it."""
     kept = world.config.parent / "state" / "rules.nft"
     kept.write_text("table inet logknock { nonsense }\n")
     world.gateway.nft("delete table inet logknock")
     opened.wait_for("the rules cannot be put back: nftables: syntax error")
+    time.sleep(_SIX_ATTEMPTS)
+    assert not opened.says("the rules do not stay")
     world.apply()
     until(lambda: is_whole(world), "the rules")
     opened.wait_for("the firewall has what it needs again")
     assert sum("cannot be put back" in line for line in opened.lines) == 1
 
 
-def test_rules_that_another_user_could_have_written_are_not_loaded(world: World, opened: Daemon) -> None:
+@pytest.mark.parametrize("harm", ["mode", "owner", "dangling link"])
+def test_rules_that_another_user_could_have_written_are_not_loaded(world: World, opened: Daemon, harm: str) -> None:
+    """It is told once, and not that somebody takes them away again and again."""
     kept = world.config.parent / "state" / "rules.nft"
-    kept.chmod(0o666)
+    if harm == "mode":
+        kept.chmod(0o666)
+    elif harm == "owner":
+        os.chown(kept, 65534, 65534)
+    else:
+        kept.unlink()
+        kept.symlink_to("nowhere")
     world.gateway.nft("delete table inet logknock")
     opened.wait_for("rules.nft may be another's work: it is not loaded")
+    time.sleep(_SIX_ATTEMPTS)
+    assert not opened.says("the rules do not stay")
     assert rules(world) == ""
+    assert sum("another's work" in line for line in opened.lines) == 1
 
 
 def test_who_deletes_the_rules_again_and_again_is_outlived(world: World, opened: Daemon) -> None:
@@ -365,11 +503,14 @@ def test_t34_a_crowd_comes_back_whole(world: World) -> None:
 
 
 def test_t34_bans_are_put_back_too(world: World, opened: Daemon) -> None:
-    """T34: with the rules, and when their set is flushed."""
+    """T34: with the rules, and when their set is flushed; and so are those that somebody else has made."""
+    banned = {"198.51.100.9", "198.51.100.10"}
     world.gateway.logknock("ban", "-c", str(world.config), "198.51.100.9", "1h")
+    world.gateway.nft("add element inet logknock banned4 { 198.51.100.10 timeout 1h }")
+    opened.wait_for("198.51.100.10: banned for 3")
     for script in ("flush ruleset\n" + MINE, "flush set inet logknock banned4"):
-        assert "198.51.100.9" in world.granted("banned4")
+        assert set(world.granted("banned4")) == banned
         world.gateway.nft(script)
-        until(lambda: "198.51.100.9" in world.granted("banned4"), "the ban")
+        until(lambda: set(world.granted("banned4")) == banned, "the bans")
     opened.wait_for("elements of set inet logknock banned4 were deleted by nft")
     assert world.granted("banned4")["198.51.100.9"]["expires"] <= 3600
