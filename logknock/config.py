@@ -144,7 +144,7 @@ def load(path: Path) -> Config:
         table.finish()
     if report.complete:
         _check_together(path, doors, report)
-        _check_guarded(config.firewall.guarded, firewall, doors)
+        _check_guarded(config.firewall, firewall, doors)
     if report.errors:
         raise ConfigError(report.located(report.errors), report.exit_code)
     if config.firewall.record:
@@ -338,11 +338,14 @@ def _check_together(path: Path, doors: _Doors, report: Report) -> None:
                 table.error("closes", f"there is no door {name!r}", f"the doors are: {shown}")
 
 
-def _check_guarded(guarded: tuple[Service, ...], firewall: Table, doors: _Doors) -> None:
-    """What is closed besides what the doors open: to all but the trusted, for good, if no door opens it."""
+def _check_guarded(wanted: Firewall, firewall: Table, doors: _Doors) -> None:
+    """What is closed besides what the doors open: to all but the trusted, for good, if no door opens it.
+
+    With a mark it is not we who close it.
+    """
     opened = {service for door, _ in doors for service in door.opens}
-    for at, service in enumerate(guarded):
-        if service == _SSH and service not in opened:
+    for at, service in enumerate(wanted.guarded):
+        if service == _SSH and service not in opened and not wanted.mark:
             message = f"{service} is ssh, and no door opens it: it would be closed to you, too"
             firewall.error("guarded", message, f'a door needs opens = ["{service}"]', item=at)
         for door, table in doors:

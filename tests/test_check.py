@@ -12,6 +12,8 @@ import pytest
 
 from logknock.errors import BAD_CONFIG, NO_PERMISSION, LogknockError
 
+from .netns import pair
+
 DOOR = '[doors.ssh]\nsequence = ["7000/tcp", "9000/udp", "8000/tcp"]\nopens = ["22/tcp"]\n'
 SHORT = '[doors.b]\nsequence = ["7000/tcp"]\ncloses = ["ssh"]\n'
 NOBODY = 65534
@@ -91,6 +93,25 @@ def test_what_is_wrong_with_one_time_files_is_a_warning(tmp_path: Path) -> None:
     assert first.endswith("without traps, a random scan of all ports opens n knocks once in n! times")
     assert rest == [f"logknock: warning: {line}" for line in expected]
     assert json.loads(run("--json", "-c", path).stdout)["onetime"] == expected
+
+
+LISTENER = "import socket, sys; s = socket.create_server(('', 2222)); print('up', flush=True); sys.stdin.read()"
+
+
+def test_ssh_that_would_be_closed_for_good_is_a_warning_wherever_it_listens(tmp_path: Path) -> None:
+    """T38: apply refuses it, and whoever asks before is to know. (The kernel calls a program as it was started.)"""
+    path = write(tmp_path, DOOR + '[firewall]\nguarded = ["2222/tcp"]\n')
+    (tmp_path / "dropbear").symlink_to("/usr/bin/python3")
+    with pair() as (host, _):
+        assert host.logknock("check", "-c", str(path)).stderr == ""
+        daemon = host.start(str(tmp_path / "dropbear"), "-c", LISTENER, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        with daemon:
+            assert daemon.stdout is not None
+            assert daemon.stdout.readline() == "up\n"
+            done = host.logknock("check", "-c", str(path))
+            assert "logknock: warning: 2222/tcp is ssh, it is guarded, and no door opens it" in done.stderr
+            assert done.stdout == f"{path}: ok, 1 door, 1 warning\n"
+            assert "2222/tcp" in json.loads(host.logknock("check", "--json", "-c", str(path)).stdout)["ssh"][0]
 
 
 def test_every_error_is_a_line_with_its_hint_below_and_exit_78(tmp_path: Path) -> None:

@@ -132,6 +132,14 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
     assert config.knocked == {service for door in config.doors for service in door.sequence}
 
 
+def test_ssh_without_a_door_may_be_guarded_where_it_is_not_we_who_close_it(tmp_path: Path) -> None:
+    """With a mark our rules drop nothing, and `rules apply` refuses nothing of it."""
+    text = '[doors.a]\nsequence = ["1/tcp", "3/tcp", "5/tcp"]\nopens = ["80/tcp"]\n[firewall]\nguarded = ["22/tcp"]\n'
+    with pytest.raises(ConfigError, match="22/tcp is ssh, and no door opens it"):
+        load(write(tmp_path, text))
+    assert Service(TCP, 22) in load(write(tmp_path, f"{text}mark = 0x10000\n")).guarded
+
+
 def test_a_knock_may_be_on_a_service_that_is_opened_and_not_guarded(tmp_path: Path) -> None:
     """logknock sees such packets if the administrator's own rules log them."""
     text = (

@@ -273,6 +273,11 @@ def test_a_state_directory_that_cannot_be_is_an_error_with_its_path(tmp_path: Pa
             "nftables: Could not process rule: File exists (set granted4 { type ipv4_addr; })",
             id="the first of several, and what it is about, in one line",
         ),
+        pytest.param(
+            "Error: Could not process rule: File exists\n#!/usr/sbin/nft -f\n^^^^^^^^^^^^^^^^^^\n",
+            "nftables: Could not process rule: File exists",
+            id="a comment is none of what it can be about",
+        ),
         pytest.param("Error: syntax error\n", "nftables: syntax error", id="about nothing in particular"),
         pytest.param("out of memory\n", "nftables: out of memory", id="words of no known form"),
     ],
@@ -295,6 +300,14 @@ def test_who_cannot_even_ask_the_kernel_is_told_why(number: int, code: int, hint
     assert error.message == f"nftables: {os.strerror(number)}"
     assert error.exit_code == code
     assert hint in error.hint
+
+
+@pytest.mark.parametrize("text", ["", '{"nftables": [{"metainfo": {}}, {"table": {"flags": "\1', "\udcff"])
+def test_what_is_no_json_is_an_error_with_a_hint(text: str) -> None:
+    """libnftables writes it where it uses memory that it has freed."""
+    with pytest.raises(FirewallError, match="what libnftables lists is no JSON") as raised:
+        ruleset.from_json(text, "list sets")
+    assert "nft -j list sets" in raised.value.hint
 
 
 @pytest.mark.parametrize("version", ["1.0.6", "1.0.6.1", "1.0.10", "1.1", "1.1.3", "2.0"])

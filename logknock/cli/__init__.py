@@ -10,7 +10,7 @@ from typing import ClassVar
 import click
 
 from .. import __version__
-from ..errors import FAILURE, UNAVAILABLE, LogknockError
+from ..errors import FAILURE, UNAVAILABLE, USAGE, LogknockError
 
 
 def fail(error: LogknockError) -> int:
@@ -18,6 +18,10 @@ def fail(error: LogknockError) -> int:
     for line in error.report():
         click.echo(line, err=True)
     return error.exit_code
+
+
+class UnwrittenError(OSError):
+    """Standard output takes no more, from a command of which exit code 1 says something else: 2 it is then."""
 
 
 config_option = click.option(
@@ -94,7 +98,7 @@ def main(commands: click.Group = cli) -> None:
             raise
         code = fail(LogknockError("this needs the Python module rich", "install python3-rich", UNAVAILABLE))
     except OSError as error:  # the files that we work on are seen to elsewhere: this is what we print to
-        code = FAILURE
+        code = USAGE if isinstance(error, UnwrittenError) else FAILURE
         if error.errno != errno.EPIPE:  # `logknock … | head` needs no telling
             fail(LogknockError(f"standard output: {error.strerror}", "not all that was to be said could be written"))
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is not to fail again at the end

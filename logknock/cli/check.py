@@ -1,6 +1,7 @@
 """`logknock check`: is the configuration right? Rule: it says what others found, and finds nothing itself."""
 
 import json
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +9,10 @@ import click
 
 from .. import lockout, session
 from ..config import Config, ConfigError, Problem, load
-from ..errors import printable
+from ..errors import LogknockError, printable
 from ..firewall.ruleset import knocked_once
 from . import config_option
+from .rules import ssh_services
 
 
 @click.command(epilog="Example: logknock check -c ./logknock.toml")
@@ -62,9 +64,11 @@ def _check_as_json(path: Path) -> int:
 
 
 def _shut(config: Config) -> list[str]:
-    """What `rules apply` would refuse, as far as that depends on nothing but this configuration and this session."""
+    """What `rules apply` would refuse, as far as this user can see what listens; one-time files are told of already."""
     own = session.current()
     ssh = {lockout.SSH, *([own.service] if own else [])}
+    with suppress(LogknockError):
+        ssh |= ssh_services(own)
     return [error.words() for error in lockout.unopened(config, ssh)]
 
 

@@ -20,7 +20,7 @@ from ..firewall.difference import Difference, UntriedError
 from ..knock import Service
 from ..session import Session
 from ..trial import POLL, Outcome, Trial
-from . import config_option
+from . import UnwrittenError, config_option
 
 # Long enough to open a second session. Whoever wants to try for longer than this means another thing.
 _SHORTEST, _LONGEST = 1, 3600
@@ -60,11 +60,12 @@ def diff(config_path: Path, as_json: bool) -> int:
     """Show what apply would change, as diff -u does.
 
     In the rules that are loaded, whoever changed them, and in the sets that come from the configuration; not who is
-    granted or banned. The output holds the secret knock ports. Nothing is changed. Exit code 0: nothing differs; 1:
-    something does; 2: that cannot be found out; 77: not allowed; 69: there is no nftables here.
+    granted or banned, nor what apply --iptables would change in iptables. The output holds the secret knock ports.
+    Nothing is changed. Exit code 0: nothing differs; 1: something does; 2: that cannot be found out; 77: not allowed;
+    69: there is no nftables here.
     """
     config = load(config_path)
-    for error in lockout.shut(config, _ssh_services(session.current())):
+    for error in lockout.shut(config, ssh_services(session.current())):
         click.echo(f"logknock: warning: {error.words()}", err=True)
     text, _ = _render(config)
     try:
@@ -72,11 +73,15 @@ def diff(config_path: Path, as_json: bool) -> int:
     except LogknockError as error:
         code = USAGE if error.exit_code == FAILURE else error.exit_code  # 1 is an answer here
         raise LogknockError(error.message, error.hint, code) from None
-    if as_json:
-        click.echo(json.dumps(_plain(found), indent=2))
-    else:
-        for line in found.unified():
-            click.echo(click.style(line, fg=_COLOURS.get(line[:1])))
+    try:
+        if as_json:
+            click.echo(json.dumps(_plain(found), indent=2))
+        else:
+            for line in found.unified():
+                click.echo(click.style(line, fg=_COLOURS.get(line[:1])))
+        sys.stdout.flush()
+    except OSError as error:
+        raise UnwrittenError(error.errno, error.strerror) from None
     return 1 if found else 0
 
 
@@ -130,17 +135,20 @@ def apply(config_path: Path, seconds: float | None, yes: bool, with_iptables: bo
     """
     config = load(config_path)
     own = session.current()
-    for error in lockout.shut(config, _ssh_services(own)):
+    for error in lockout.shut(config, ssh_services(own)):
         raise error
     if config.firewall.mark:
         marks.check(config.firewall.mark)
+        for where in marks.overwriting(config.firewall.mark):
+            text = f"{where}: a rule may put another mark in place of the whole, and whoever it concerns is not let in"
+            click.echo(f"logknock: warning: {text}", err=True)
     change = _iptables_change(config) if with_iptables else None
     text, summary = _render(config)
     if change is not None:
         summary += f"\n{change.summary}"
     if seconds is None:
         if not yes and sys.stdin.isatty():
-            _ask(config, text, own)
+            _ask(config, text, own, change)
         ruleset.apply(text, config.runtime, config.state, change)
         click.echo(summary)
         return
@@ -183,12 +191,19 @@ def remove(config_path: Path) -> None:
     except ConfigError:
         hint = "the configuration has errors; a logknock that runs may load the rules again: stop it first"
         click.echo(f"hint: {hint}", err=True)
+    there, kept = False, None
+    try:
+        there = ruleset.remove(runtime, state)  # the trial too, which would bring back what iptables had
+    except LogknockError as error:
+        kept = error
     cleared, failure = _clear_iptables()
-    there = ruleset.remove(runtime, state)
+    failure = kept or failure
     if cleared:
         click.echo(f"removed, from {', '.join(cleared)} too" if there else f"removed from {', '.join(cleared)}")
-    elif there or failure is None:
+    elif failure is None:
         click.echo("removed" if there else "no rules are loaded: there is nothing to remove")
+    elif there:
+        click.echo("removed from nftables")
     if failure is not None:
         raise failure
 
@@ -208,21 +223,28 @@ def _clear_iptables() -> tuple[list[str], LogknockError | None]:
         return [], error
 
 
-def _ssh_services(own: Session | None) -> set[Service]:
+def ssh_services(own: Session | None) -> set[Service]:
     """Where ssh is on this host, as far as that can be seen."""
     from ..doctor.host import Host
 
     return {lockout.SSH, *Host().ssh, *([own.service] if own else [])}
 
 
-def _ask(config: Config, text: str, own: Session | None) -> None:
-    """Ask whether to load the text, if that would change anything; raises LogknockError without a yes."""
-    found: Difference | None = None
-    with suppress(UntriedError):
+def _ask(config: Config, text: str, own: Session | None, change: iptables.Change | None) -> None:
+    """Ask whether to load the text and make the change, if either would change anything.
+
+    Raises LogknockError without a yes.
+    """
+    beside = [f"this changes {change.summary}"] if change is not None and change.differs else []
+    lines: list[str] = []
+    try:
         found = difference.of(text)
-        if not found:
-            return
-    for line in _consequences(config, found, own):
+        lines = list(_consequences(config, found, own)) if found else []
+    except UntriedError:
+        lines = list(_consequences(config, None, own))
+    if not lines and not beside:
+        return
+    for line in (*lines, *beside):
         click.echo(line, err=True)
     typed = ""
     with suppress(KeyboardInterrupt):

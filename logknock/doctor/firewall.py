@@ -10,7 +10,7 @@ from shlex import quote
 
 from ..config_values import Network
 from ..errors import FirewallError, LogknockError
-from ..firewall import marks
+from ..firewall import iptables, marks
 from ..firewall.sets import GUARDED, WATCHED
 from ..knock import Door, Service, SetName
 from ..packet import TCP, UDP, bare
@@ -29,6 +29,8 @@ _FILLING = ("granted4", "granted6", "banned4", "banned6", "noisy4", "noisy6", "r
 _NEARLY_FULL = 0.9
 
 _MOST_PORTS = 64  # in a command that is to be copied; where there are more, it does without
+
+_KEPT = 0xFFFFFFFF  # a mask of the packet's mark: all of it
 
 _FAMILIES = {4: "ip", 6: "ip6"}  # whose chains see one version of IP alone
 
@@ -310,7 +312,8 @@ def _quoted(text: str) -> str:
 def _log_remedy(case: Case, services: list[Service], statement: str) -> str:
     if case.guards and not case.config.firewall.record:
         if case.config.firewall.mark and any(base.program for base in _others_chains(case.host.listing)):
-            return case.command("rules apply --iptables")
+            apply = case.command("rules apply --iptables")
+            return f"record = true  # in [firewall], then {apply}" if iptables.hides() else apply
         return f"have this host's own firewall log what it drops ({statement}), or leave [firewall] record out"
     if case.guards:
         return case.command("rules apply")
@@ -469,6 +472,12 @@ def mark(case: Case) -> Iterator[Finding]:
     except LogknockError as error:
         remedy = f"{error.hint}  # in [firewall] mark, then {case.command('rules apply')}"
         yield Finding("mark-used", Level.ERROR, error.message, remedy)
+    if overwriting := marks.overwriting(bit):
+        text = (
+            f"a rule puts another mark in place of the whole ({'; '.join(overwriting)}): grantees lose {bit:#x} there"
+        )
+        remedy = f"have it keep that bit: --restore-mark --mask {_KEPT ^ bit:#x}, --set-mark 1/{_KEPT ^ bit:#x}"
+        yield Finding("mark-lost", Level.WARNING, text, f"{remedy}, or meta mark set meta mark & {bit:#x} | ... in nft")
     yield from _unclosed(case)
     dropping = [base for base in _others_chains(case.host.listing) if _may_drop(case, base)]
     accepting = [base for base in dropping if any(_lets_in(case, base, service) for service in _behind(case))]

@@ -164,7 +164,7 @@ class Host:
     def listing(self) -> Listing:
         """All rules, nftables' and iptables'. Raises FirewallError where nftables cannot be asked."""
         self.need_administrator()
-        items = ruleset.listed("list ruleset", terse=True)
+        items = ruleset.everything()
         saved = tuple(self._saved())
         tables = frozenset((chain.family, chain.table) for found in saved for chain in found.chains)
         known = from_nft(items, tables)

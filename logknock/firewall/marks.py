@@ -2,7 +2,8 @@
 
 Rule 1: nothing is changed, and nothing is loaded to be looked at. Rule 2: what a rule does with a mark is told by its
 text; a bit counts as used where it is looked at, set or cleared. Rule 3: a rule that compares or sets a mark as a whole
-uses the bits that are set in it: all the others are as much anybody's as before.
+uses the bits that are set in it: all the others are as much anybody's as before. What sets it as a whole behind our
+rules takes our bit away all the same: `overwriting` tells of that.
 """
 
 import json
@@ -54,7 +55,7 @@ def uses(mark: int) -> Iterator[Use]:
 
     Raises FirewallError where the rules cannot be seen.
     """
-    items = ruleset.listed("list ruleset", terse=True)
+    items = ruleset.everything()
     yield from in_nft(items, mark)
     for kind, name in _mark_sets(items):
         yield from in_set(ruleset.listed(f"list {kind} {name}"))
@@ -63,6 +64,18 @@ def uses(mark: int) -> Iterator[Use]:
             yield from in_save(program.save(), program.name, mark)
     for option in ("-4", "-6"):
         yield from in_routing(_rules_of_routing(option))
+
+
+def overwriting(mark: int) -> list[str]:
+    """Where rules behind ours may put another mark in place of the whole of it, our bit included.
+
+    Raises FirewallError where the rules cannot be seen.
+    """
+    found = list(overwriting_in_nft(ruleset.everything(), mark))
+    for program in iptables.programs():
+        with suppress(FirewallError):  # as above
+            found += overwriting_in_save(program.save(), program.name)
+    return list(dict.fromkeys(found))
 
 
 def _rules_of_routing(option: str) -> str:
@@ -106,7 +119,7 @@ def _mark_sets(items: Iterable[Mapping[str, Any]]) -> Iterator[tuple[str, str]]:
     for item in items:
         for kind in ("set", "map"):
             shown = item.get(kind)
-            if isinstance(shown, dict) and "mark" in (shown.get("type"), shown.get("map")):
+            if isinstance(shown, dict) and "mark" in (*_kinds(shown.get("type")), *_kinds(shown.get("map"))):
                 yield kind, f"{shown.get('family')} {shown.get('table')} {shown.get('name')}"
 
 
@@ -115,13 +128,34 @@ def in_set(items: Iterable[Mapping[str, Any]]) -> Iterator[Use]:
     for item in items:
         for kind, shown in item.items():
             if kind in ("set", "map") and isinstance(shown, dict) and isinstance(shown.get("elem"), list):
-                at = 1 if shown.get("map") == "mark" else 0
-                entries = (entry if kind == "map" else [entry] for entry in shown["elem"])
-                bits = _values([entry[at] for entry in entries if isinstance(entry, list) and len(entry) > at])
+                entries = [entry if kind == "map" and isinstance(entry, list) else [entry] for entry in shown["elem"]]
+                bits = 0
+                for at, types in enumerate((_kinds(shown.get("type")), _kinds(shown.get("map")))):
+                    held = [entry[at] for entry in entries if len(entry) > at]
+                    for column, name in enumerate(types):
+                        if name == "mark":
+                            bits |= _values(held if len(types) == 1 else _column(held, column))
                 if bits:
                     yield Use(
                         f"{kind} {shown.get('family')} {shown.get('table')} {shown.get('name')} ({_hex(bits)})", bits
                     )
+
+
+def _kinds(shown: Any) -> list[Any]:
+    """The types of what a set or map holds: several of a concatenation."""
+    return shown if isinstance(shown, list) else [shown]
+
+
+def _column(right: Any, at: int) -> list[Any]:
+    """Of concatenations, in a set or a list perhaps, the parts at that place."""
+    match right:
+        case {"set": inner} | {"elem": {"val": inner}}:
+            return _column(inner, at)
+        case {"concat": [*parts]} if at < len(parts):
+            return [parts[at]]
+        case [*_]:
+            return [part for one in right for part in _column(one, at)]
+    return []
 
 
 def _hex(bits: int) -> str:
@@ -165,6 +199,11 @@ def _compared(left: Any, right: Any) -> int:
             return mask if mask != _EVERY else _values(right)
         case _ if _is_mark(left):
             return _values(right)
+        case {"concat": [*parts]}:
+            bits = 0
+            for at, part in enumerate(parts):
+                bits |= _compared(part, _column(right, at))
+            return bits
     return 0
 
 
@@ -196,11 +235,61 @@ def _set(key: Any, value: Any) -> int:
             return _set(key, left) | _set(key, right)
         case {"&": [left, int(mask)]} if left == key:
             return ~mask & _EVERY
-        case {"&": [left, int(mask)]} if _is_mark(left):
-            return mask if mask != _EVERY else 0
+        case {"&": [left, int(mask)]}:
+            return (mask if _is_mark(left) and mask != _EVERY else _set(key, left)) & mask
         case {"map": {"data": {"set": list(entries)}}}:
             return _values([entry[-1] for entry in entries if isinstance(entry, list) and entry])
-    return _values(value)
+        case {"map": _} | int():  # what a named map gives is among the elements of the maps
+            return _values(value)
+        case {"jhash": counted} | {"symhash": counted} | {"numgen": counted} if isinstance(counted, dict):
+            return _below(counted.get("mod"), counted.get("offset", 0))
+    return 0 if _is_mark(value) else _EVERY
+
+
+def _below(modulus: Any, offset: Any) -> int:
+    """The bits of numbers that are counted or hashed: from an offset on, so many."""
+    if not isinstance(modulus, int) or not isinstance(offset, int):
+        return _EVERY
+    return (1 << max(modulus + offset - 1, 0).bit_length()) - 1 & _EVERY
+
+
+_OUR_PRIORITY = -150  # mangle: in what has the same, either comes first
+
+
+def overwriting_in_nft(items: Iterable[Mapping[str, Any]], mark: int) -> Iterator[str]:
+    """The chains of other tables than ours that packets pass after ours, with a rule that keeps nothing of the mark."""
+    items = list(items)
+    hooks: dict[tuple[Any, Any], list[bool]] = {}
+    bases: dict[tuple[Any, Any, Any], bool] = {}
+    for chain in (item["chain"] for item in items if isinstance(item.get("chain"), dict) and "hook" in item["chain"]):
+        behind = chain["hook"] == "input" or (chain["hook"] == "prerouting" and chain.get("prio", 0) >= _OUR_PRIORITY)
+        bases[chain.get("family"), chain.get("table"), chain.get("name")] = behind
+        hooks.setdefault((chain.get("family"), chain.get("table")), []).append(behind)
+    for rule in (item["rule"] for item in items if isinstance(item.get("rule"), dict)):
+        table, name = (rule.get("family"), rule.get("table")), rule.get("chain")
+        # A chain that others jump to may be in the way of any of them.
+        if table == _OURS or not bases.get((*table, name), any(hooks.get(table, ()))):
+            continue
+        expressions = rule.get("expr")
+        if any(_overwrites(part, mark) for part in (expressions if isinstance(expressions, list) else ())):
+            yield f"table {table[0]} {table[1]}, chain {name}"
+
+
+def _overwrites(part: Any, mark: int) -> bool:
+    match part:
+        case {"mangle": {"key": {"meta": {"key": "mark"}} as key, "value": value}}:
+            return not _keeps(key, value, mark)
+    return False
+
+
+def _keeps(key: Any, value: Any, mark: int) -> bool:
+    """Whether a bit of the mark is in what it is set to."""
+    match value:
+        case {"|": [left, right]} | {"^": [left, right]}:
+            return _keeps(key, left, mark) or _keeps(key, right, mark)
+        case {"&": [left, int(mask)]}:
+            return mask & mark != 0 and _keeps(key, left, mark)
+    return bool(value == key)
 
 
 # ---- iptables, as iptables-save prints it
@@ -214,11 +303,39 @@ def in_save(text: str, program: str, mark: int) -> Iterator[Use]:
         words = _split(line)
         if words[1] in iptables.CHAINS or _is_ours(words, mark):
             continue
-        bits = 0
+        bits = _hashed(words)
         for word, value in pairwise(words):
             bits |= _option_bits(word, value)
         if bits:
             yield Use(f"{program}, chain {words[1]} ({_hex(bits)})", bits)
+
+
+# What comes before our rules, and where packets to this host do not pass.
+_BEFORE, _ELSEWHERE = "*raw", ("FORWARD", "OUTPUT", "POSTROUTING")
+
+
+def overwriting_in_save(text: str, program: str) -> Iterator[str]:
+    """The chains that packets pass after our rules, with a rule that keeps nothing of the mark."""
+    table = ""
+    for line in text.splitlines():
+        if line.startswith("*"):
+            table = line
+        if line.startswith("-A ") and table != _BEFORE:
+            words = _split(line)
+            if words[1] not in _ELSEWHERE and _sets_all(words):
+                yield f"{program}, table {table[1:]}, chain {words[1]}"
+
+
+def _sets_all(words: list[str]) -> bool:
+    options = dict(pairwise(words))
+    match options.get("-j"):
+        case "MARK":
+            return _both(options.get("--set-xmark", "0/0"))[1] == _EVERY
+        case "CONNMARK":
+            return "--restore-mark" in words and _both(options.get("--nfmask", hex(_EVERY)))[0] == _EVERY
+        case "TPROXY":
+            return _both(options.get("--tproxy-mark", "0/0"))[1] == _EVERY
+    return options.get("-j") == "HMARK"
 
 
 def _split(line: str) -> list[str]:
@@ -228,7 +345,16 @@ def _split(line: str) -> list[str]:
         return line.split()
 
 
-_MASKED = ("--mark", "--set-xmark", "--set-mark", "--or-mark", "--xor-mark")
+_MASKED = ("--mark", "--set-xmark", "--set-mark", "--or-mark", "--xor-mark", "--tproxy-mark")
+
+
+def _hashed(words: list[str]) -> int:
+    """The bits of the marks that the target HMARK gives."""
+    options = dict(pairwise(words))
+    if options.get("-j") != "HMARK":
+        return 0
+    modulus, offset = (_both(options.get(name, ""))[0] for name in ("--hmark-mod", "--hmark-offset"))
+    return _below(modulus, offset)
 
 
 def _is_ours(words: list[str], mark: int) -> bool:

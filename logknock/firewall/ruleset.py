@@ -11,6 +11,7 @@ import os
 import re
 import struct
 import tempfile
+import time
 from collections.abc import Collection
 from contextlib import ExitStack, suppress
 from hashlib import shake_256
@@ -36,9 +37,12 @@ CONFIGURED = ("trusted4", "trusted6", "guarded", "watched", "traps")
 # Of these the ones in which an element may have a timeout: the address of the session that tries rules out. It is no
 # part of the configuration, and nothing that an undo brings back.
 _TRUSTED = ("trusted4", "trusted6")
+_SESSION = 'comment "ssh session"'  # what tells it from one that somebody else has made
 
 # What Debian 12 has; the rules were tried on nothing older.
 OLDEST_NFT = (1, 0, 6)
+
+_MARK = 0x10000  # the bit in rules/mark.nft
 
 _GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN: the smallest question there is
 
@@ -60,7 +64,8 @@ def render(
     mark = config.firewall.mark
     text = _rules_file("mark.nft" if mark else "logknock.nft").read_text(encoding="ascii")
     if mark:
-        text = _put(text, "meta mark set meta mark | 0x10000", f"meta mark set meta mark | {mark:#x}")
+        for statement in ("meta mark & {:#x} != 0 meta mark set meta mark ^ {:#x}", "meta mark set meta mark | {:#x}"):
+            text = _put(text, statement.format(_MARK, _MARK), statement.format(mark, mark))
     rate, burst = config.firewall.rate, config.firewall.burst
     text = _put(text, "log group 5", _log_statement(config))
     for family in ("ip", "ip6"):
@@ -84,7 +89,7 @@ def session_element(config: Config, src: bytes, seconds: float) -> str:
     if trusts(config, src):
         return ""
     name = "trusted4" if len(src) == 4 else "trusted6"
-    return _add(name, [f"{address_text(src)} timeout {round(seconds * 1000)}ms"])
+    return _add(name, [f"{address_text(src)} timeout {round(seconds * 1000)}ms {_SESSION}"])
 
 
 def trusts(config: Config, src: bytes) -> bool:
@@ -262,6 +267,7 @@ def load(text: str) -> None:
         raise
 
 
+_GUARD = re.compile(r"^\tchain guard \{\n\t\ttype filter hook prerouting priority mangle;", re.MULTILINE)
 _PARTS = re.compile(r"^\t((?:set|map|chain|counter|quota|limit|flowtable|ct \w+) \w+) \{", re.MULTILINE)
 
 
@@ -271,10 +277,16 @@ def _check_ours() -> None:
     nft would put ours beside it, and empty its chains.
     """
     known = {part for name in ("logknock.nft", "mark.nft") for part in _PARTS.findall(_rules_file(name).read_text())}
-    strange = [part for part in _PARTS.findall(_nft(f"list table {TABLE}", terse=True)) if part not in known]
-    if strange:
+    there = _nft(f"list table {TABLE}", terse=True)
+    parts = _PARTS.findall(there)
+    reasons = [f"{part} is none of ours" for part in parts if part not in known]
+    # One or two of the names may be anybody's. Where somebody has deleted our chain guard, all of the sets are there.
+    lost_guard = "chain guard" not in parts and {part for part in known if part.startswith("set ")} <= set(parts)
+    if parts and not (_GUARD.search(there) or lost_guard):
+        reasons.append("it has no chain guard at prerouting, priority mangle")
+    if reasons:
         hint = "give that table another name; where nobody needs it, `logknock rules remove` deletes it"
-        raise FirewallError(f"table {TABLE} is not logknock's: {strange[0]} is none of ours", hint)
+        raise FirewallError(f"table {TABLE} is not logknock's: {reasons[0]}", hint)
 
 
 # A set of trusted networks as versions before this one made it, in libnftables' words.
@@ -332,14 +344,55 @@ def _elements_there(name: str, *, with_timeout: bool = False) -> tuple[str, ...]
 
 def loaded() -> bool:
     """Whether there is a table of our name. Raises FirewallError where nftables cannot be used at all."""
-    tables = (item.get("table", {}) for item in listed("list tables"))
-    return any(f"{table.get('family')} {table.get('name')}" == TABLE for table in tables)
+    listed("list counters")  # which says the version
+    return f"table {TABLE}" in _nft("list tables").splitlines()
 
 
 def listed(command: str, *, terse: bool = False) -> list[dict[str, Any]]:
-    """What libnftables lists, as libnftables-json(5) has it; terse: without elements. Raises FirewallError."""
-    found: list[dict[str, Any]] = json.loads(_nft(command, as_json=True, terse=terse))["nftables"]
+    """What libnftables lists, as libnftables-json(5) has it; terse: without elements. Raises FirewallError.
+
+    Not for what lists tables: see everything.
+    """
+    return from_json(_nft(command, as_json=True, terse=terse), command)
+
+
+def from_json(text: str, command: str) -> list[dict[str, Any]]:
+    """What libnftables has listed for a command. Raises FirewallError where it is no JSON, or by too old a version."""
+    try:
+        found: list[dict[str, Any]] = json.loads(text)["nftables"]
+    except ValueError as error:
+        raise FirewallError(
+            f"nftables: what libnftables lists is no JSON: {error}", f"`nft -j {command}` shows what it is"
+        ) from None
     check_version(found[0]["metainfo"]["version"])
+    return found
+
+
+# The head of a table in libnftables' words, with the flags that it has: dormant, owner.
+_TABLE = re.compile(r"^table (\w+ \S+) \{.*\n(?:\tcomment .*\n)?(?:\tflags ([\w, ]+)\n)?", re.MULTILINE)
+
+
+def everything() -> list[dict[str, Any]]:
+    """All tables of this host as `listed` has them, without elements. Raises FirewallError.
+
+    libnftables 1.0.6 uses freed memory for a table with flags, where it is to list it in JSON: what comes is no JSON,
+    or the process ends (table_flags_json). So where one has flags all is listed without the tables.
+    The chains of one that is dormant, which see no packets, are left out then.
+    """
+    tables = dict(_TABLE.findall(_nft("list ruleset", terse=True)))
+    if not any(tables.values()):
+        return listed("list ruleset", terse=True)
+    found: list[dict[str, Any]] = []
+    for family, name in map(str.split, tables):
+        found.append({"table": {"family": family, "name": name}})
+    for command in ("list sets", "list maps"):
+        found += listed(command, terse=True)
+    for chain in (item["chain"] for item in listed("list chains") if "chain" in item):
+        table = f"{chain['family']} {chain['table']}"
+        if "dormant" not in tables.get(table, ""):
+            # iptables' names can be such as nft does not take; but these chains iptables-save lists.
+            with suppress(FirewallError):
+                found += listed(f"list chain {table} {chain['name']}", terse=True)
     return found
 
 
@@ -359,10 +412,11 @@ def _nft(command: str, *, as_json: bool = False, terse: bool = False, dry_run: b
     nft.set_json_output(as_json)
     nft.set_terse_output(terse)
     nft.set_dry_run(dry_run)
-    code, output, words = nft.cmd(command)
+    # Given bytes it gives bytes: a comment may hold any.
+    code, output, words = nft.cmd(command.encode(errors="surrogateescape"))
     if code:
-        raise refusal(words)
-    return str(output)
+        raise refusal(words.decode(errors="replace"))
+    return str(output.decode(errors="surrogateescape"))
 
 
 def _handle() -> Any:
@@ -402,7 +456,9 @@ def refusal(words: str) -> FirewallError:
     match = re.search(r"Error: (.*)(?:\n\s*(.*))?", words)
     if match is None:
         return FirewallError(f"nftables: {words.strip()}")
-    return FirewallError(f"nftables: {match[1]}" + (f" ({match[2].strip()})" if match[2] else ""))
+    quoted = (match[2] or "").strip()
+    # What is about no line in particular, like a set that is there already, has the text's first: a comment.
+    return FirewallError(f"nftables: {match[1]}" + (f" ({quoted})" if quoted and not quoted.startswith("#") else ""))
 
 
 # ---- one change at a time, for good or on trial
@@ -488,24 +544,31 @@ def confirm(runtime: Path, state: Path) -> None:
 def remove(runtime: Path | None = None, state: Path | None = None) -> bool:
     """Delete the table with all that is in it, and end its trial; False where there was no table.
 
-    A daemon that knows this state directory puts nothing back any more.
+    A daemon that knows this state directory puts nothing back any more. Raises LogknockError where it would: the table
+    is deleted all the same.
     """
     # The way out needs no file. A trial that goes on will find no table, and bring nothing back.
     alone = None
+    kept: LogknockError | None = None
     with ExitStack() as held:
         if runtime is not None:
             with suppress(LogknockError):
                 held.enter_context(trial.alone(runtime))
                 alone = runtime
         if state is not None:
-            with suppress(LogknockError):
+            try:
                 Intent(state).forget()
+            except LogknockError as error:
+                kept = error if Intent(state).is_kept else None
         there = _delete_table()
         waiting = Trial.going_on(alone) if alone is not None else None
         if waiting is not None:
             with waiting:
                 waiting.end(Outcome.REMOVED)
-        return there
+    if kept is not None:
+        words = f"removed, but a running logknock puts the rules back: {kept.message}"
+        raise LogknockError(words, "stop it first, or have it not do so: [firewall] restore = false", kept.exit_code)
+    return there
 
 
 def _delete_table() -> bool:
@@ -530,7 +593,8 @@ def _forget_session() -> None:
     with suppress(FirewallError):
         for name in _TRUSTED:
             for element in _elements_there(name, with_timeout=True):
-                _nft(f"delete element {TABLE} {name} {{ {element.partition(' ')[0]} }}")
+                if element.endswith(_SESSION):
+                    _nft(f"delete element {TABLE} {name} {{ {element.partition(' ')[0]} }}")
 
 
 def _undo_text() -> str:
@@ -545,18 +609,37 @@ def _undo_text() -> str:
     return text
 
 
+# Who holds the lock of the other firewall does so for milliseconds, but for a program that hangs: somebody has to see
+# that first, and end it. Meanwhile nobody else can change what was on trial.
+_UNDO_FOR = 300.0  # seconds
+_UNDO_PAUSE = 1.0  # seconds
+
+
 def _undo(before: str, intent: Intent, beside: Beside | None) -> Outcome:
     with suppress(LogknockError):
         intent.drop()
     try:
-        if not loaded():
-            return Outcome.REMOVED  # on purpose: nothing of ours comes back
-        _nft(before + _newer_chains(before))
-        if beside is not None:
-            beside.undo()
+        there = loaded()
+        if there:
+            _nft(before + _newer_chains(before))
+        outcome = Outcome.UNDONE if there else Outcome.REMOVED  # on purpose: nothing of ours comes back
     except LogknockError:
-        return Outcome.UNDO_FAILED
-    return Outcome.UNDONE
+        outcome = Outcome.UNDO_FAILED
+    return outcome if beside is None or _is_undone(beside) else Outcome.UNDO_FAILED
+
+
+def _is_undone(beside: Beside) -> bool:
+    """Whether it could be taken back, at last."""
+    end = time.monotonic() + _UNDO_FOR
+    while True:
+        try:
+            beside.undo()
+        except LogknockError:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_UNDO_PAUSE)
+        else:
+            return True
 
 
 def _newer_chains(before: str) -> str:

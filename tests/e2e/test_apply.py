@@ -15,7 +15,7 @@ from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, UNAVAILABLE, USA
 
 from ..netns import Host
 from .instruments import bytecode
-from .world import PATIENCE, SSH, World
+from .world import PATIENCE, SSH, World, until
 
 OTHER = """
 [log]
@@ -132,15 +132,25 @@ def test_the_same_configuration_again_changes_nothing(world: World) -> None:
     assert table(world.gateway) == before
 
 
+GUARD = "chain guard { type filter hook prerouting priority mangle; }"
+
 FOREIGN = {
-    "another type": "set granted4 { type inet_service; }",
-    "other flags": "set granted6 { type ipv6_addr . inet_proto . inet_service; }",
+    "another type": f"{GUARD}\nset granted4 {{ type inet_service; }}",
+    "other flags": f"{GUARD}\nset granted6 {{ type ipv6_addr . inet_proto . inet_service; }}",
     "a chain that is elsewhere": "chain guard { type filter hook input priority 0; }",
     "a map of that name": "map watched { type inet_service : verdict; }",
 }
 
 
-@pytest.mark.parametrize("strange", ["set bad { type inet_service; }", "chain input { tcp dport 1 drop; }"])
+@pytest.mark.parametrize(
+    "strange",
+    [
+        "set bad { type inet_service; }",
+        "chain input { tcp dport 1 drop; }",
+        "chain guarded { tcp dport 1 drop; }",
+        "chain guard { type filter hook prerouting priority raw; }",
+    ],
+)
 def test_a_table_of_our_name_with_more_in_it_is_not_ours(world: World, strange: str) -> None:
     """nft would put our rules beside what is there, and empty its chains."""
     world.gateway.nft(f"table inet logknock {{ {strange}; }}")
@@ -150,6 +160,15 @@ def test_a_table_of_our_name_with_more_in_it_is_not_ours(world: World, strange: 
     assert "table inet logknock is not logknock's: " in done.stderr
     assert "hint: give that table another name" in done.stderr
     assert table(world.gateway) == before
+
+
+def test_our_table_without_its_chain_guard_is_still_ours(world: World) -> None:
+    """Somebody has deleted it: apply puts it back."""
+    world.apply()
+    before = table(world.gateway)
+    world.gateway.nft("delete chain inet logknock guard")
+    world.apply()
+    assert sorted(table(world.gateway).split("\n")) == sorted(before.split("\n"))
 
 
 @pytest.mark.parametrize("obstacle", FOREIGN.values(), ids=FOREIGN.keys())
@@ -165,7 +184,8 @@ def test_an_apply_that_fails_in_the_middle_changes_nothing(world: World, obstacl
         done = world.gateway.logknock("rules", "apply", "-c", str(world.config), *option, check=False)
         assert done.returncode == FAILURE
         assert re.fullmatch(
-            r"logknock: (nftables: |table inet logknock is not logknock's: map ).+\n"
+            r"logknock: (nftables: |table inet logknock is not logknock's: (map|it has no chain guard at) )"
+            r"[^#]+\n"
             r"hint: .+ `logknock rules remove` deletes it\n",
             done.stderr,
         )
@@ -173,6 +193,42 @@ def test_an_apply_that_fails_in_the_middle_changes_nothing(world: World, obstacl
     assert world.gateway.logknock("rules", "confirm", "-c", str(world.config), check=False).returncode == FAILURE
     world.gateway.logknock("rules", "remove", "-c", str(world.config))
     world.apply()
+
+
+# ---- tables with flags
+
+OWNED = """
+add table ip owned { flags owner; }
+add chain ip owned c { type filter hook input priority 0; }
+add rule ip owned c meta mark & 0x10000 == 0 counter drop
+"""
+
+
+def test_tables_with_flags_are_no_obstacle(world: World) -> None:
+    """libnftables 1.0.6 ends the process, or writes what is no JSON, where it is to tell of such a table."""
+    gateway = world.gateway
+    asleep = "set s { type mark; }; chain c { type filter hook input priority 0; meta mark 0x10000 drop; };"
+    for number in range(3):
+        gateway.nft(f'table ip asleep{number} {{ comment "{{"; flags dormant; {asleep} }}')
+    world.apply()
+    assert diff(world, 0) == ""
+    world.configure(SSH + "[firewall]\nmark = 0x10000\n")
+    world.apply()
+    shown = gateway.logknock("doctor", "--json", "-c", str(world.config), check=False).stdout
+    levels = {finding["check"]: finding["level"] for finding in json.loads(shown)["findings"]}
+    assert levels["table"] == "ok"
+    owner = gateway.start("nft", "-i", stdin=subprocess.PIPE, stdout=subprocess.DEVNULL)
+    try:
+        assert owner.stdin is not None
+        owner.stdin.write(OWNED)
+        owner.stdin.flush()
+        until(lambda: gateway.run("nft", "list", "chain", "ip", "owned", "c", check=False).returncode == 0, "the table")
+        until(lambda: "drop" in gateway.nft("list chain ip owned c"), "its rule")
+        done = gateway.logknock("rules", "apply", "-c", str(world.config), check=False)
+        assert "mark: 0x10000 is used by table ip owned, chain c" in done.stderr
+    finally:
+        owner.kill()
+        owner.communicate()
 
 
 # ---- remove
@@ -464,7 +520,7 @@ def test_colours_are_for_a_terminal_and_for_who_wants_them(world: World) -> None
 
 def test_a_difference_that_cannot_be_found_is_none_of_the_answers(world: World) -> None:
     """As with diff(1): 2 is trouble."""
-    world.gateway.nft("table inet logknock { set granted6 { type ipv6_addr . inet_proto . inet_service; }; }")
+    world.gateway.nft(f"table inet logknock {{\n{GUARD}\nset granted6 {{ type ipv6_addr . inet_service; }}; }}")
     done = world.gateway.logknock("rules", "diff", "-c", str(world.config), check=False)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("logknock: nftables: ")
@@ -475,6 +531,16 @@ def test_a_difference_that_cannot_be_found_is_none_of_the_answers(world: World) 
         "logknock: a network namespace, to try the rules in, cannot be made: Operation not permitted\n"
         "hint: CAP_SYS_ADMIN is needed: run it as root\n"
     )
+
+
+def test_a_difference_that_cannot_be_written_is_none_of_the_answers(world: World) -> None:
+    """Of `diff`, 1 would say that something differs; what is written where it can be has the answer's exit code."""
+    for command, code in ((">/dev/full", USAGE), ("--json >/dev/full", USAGE), (">/dev/null", 1)):
+        line = f"{sys.executable} -m logknock rules diff -c {world.config} {command}"
+        done = world.gateway.run("sh", "-c", line, check=False)
+        assert done.returncode == code
+        assert done.stderr.startswith("logknock: standard output: No space left" if code == USAGE else "")
+        assert "Traceback" not in done.stderr
 
 
 def test_rules_of_the_administrator_s_that_hang_on_an_interface_are_shown_as_they_go(world: World) -> None:

@@ -105,10 +105,14 @@ def administrator(world: World, tmp_path: Path) -> Iterator[Administrator]:
 
 
 def trusted(host: Host, name: str = "trusted4") -> list[str]:
-    """The elements of a set of the trusted, with their timeouts and without what is left of these."""
+    """The elements of a set of the trusted, with their timeouts, and without what is left of these and comments."""
     listed = host.run("nft", "list", "set", "inet", "logknock", name).stdout
     found = re.search(r"elements = \{([^}]*)\}", listed)
-    return [re.sub(r" expires \w+", "", " ".join(text.split())) for text in found[1].split(",")] if found else []
+    return (
+        [re.sub(r' expires \w+| comment ".*"', "", " ".join(text.split())) for text in found[1].split(",")]
+        if found
+        else []
+    )
 
 
 def findings(doctor: str) -> set[tuple[str, str]]:
@@ -157,9 +161,10 @@ def test_t38_a_confirmation_ends_the_session_s_privilege(administrator: Administ
         assert not re.search(r"^[-+].*10\.99\.0\.2", diff.stdout, re.MULTILINE)
         doctor = world.gateway.logknock("doctor", "--json", "-c", str(world.config), check=False)
         assert ("set-trusted", "error") not in findings(doctor.stdout)
+        world.gateway.nft("add element inet logknock trusted4 { 203.0.113.7 timeout 1h }")  # an administrator's
         world.gateway.logknock("rules", "confirm", "-c", str(world.config))
         assert "ended 0" in session.read_until("ended")
-        assert trusted(world.gateway) == []
+        assert trusted(world.gateway) == ["203.0.113.7 timeout 1h"]
         assert not administrator.comes_in()
         session.type("the session goes on")
         assert session.read_until("goes on")

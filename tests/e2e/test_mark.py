@@ -1,5 +1,6 @@
 """rules/mark.nft in a kernel: who gets the mark, and what is left alone. It is the host that drops, not our rules."""
 
+import json
 import re
 import subprocess
 import sys
@@ -77,6 +78,34 @@ def test_who_gets_the_mark(
     assert log.read() == ([f"{source} {service}"] if recorded else [])
 
 
+TUNNEL = """
+table inet host {
+    chain input {
+        type filter hook input priority filter; policy drop;
+        ct state established,related accept
+        meta mark & 0x40000 == 0x40000 accept
+        tcp dport 80 accept
+    }
+}
+add element inet logknock granted4 { 10.99.0.2 . udp . 4789 timeout 1h }
+"""
+
+
+def test_what_comes_out_of_a_tunnel_that_a_grantee_may_use_has_no_mark(world: World) -> None:
+    """The kernel gives what it unpacks the mark of what it was in: a door to vxlan is no door to all that is inside."""
+    world.configure(MARKED + '[doors.tunnel]\nsequence = ["7001/tcp", "8001/tcp", "9001/udp"]\nopens = ["4789/udp"]\n')
+    world.apply()
+    world.gateway.nft(TUNNEL)
+    for host, other in ((world.gateway, world.client), (world.client, world.gateway)):
+        link = f"vx0 type vxlan id 7 local {host.ipv4} remote {other.ipv4} dstport 4789"
+        host.run("ip", "link", "add", *link.split())
+        host.run("ip", "addr", "add", f"{host.ipv4.replace('.99.', '.98.')}/24", "dev", "vx0")
+        host.run("ip", "link", "set", "vx0", "up")
+    with serving(world.gateway, "80/tcp", "3306/tcp"):
+        probe(world.client, "10.98.0.2", "10.98.0.1", "80/tcp", "answered")
+        probe(world.client, "10.98.0.2", "10.98.0.1", "3306/tcp", "silence")
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_t38_sessions_go_on_and_need_no_mark(world: World, version: int) -> None:
     """T38: made before the load that switches connection tracking on, and under the rules by a grant that ends."""
@@ -117,6 +146,23 @@ def test_nothing_is_closed_without_a_firewall_that_does_so(world: World) -> None
     with world.service(22):
         world.apply()
         assert world.reaches()
+
+
+def test_a_rule_that_sets_the_mark_as_a_whole_is_warned_of_and_found(world: World) -> None:
+    """It would take the bit away again, and nobody would know why the door that opened lets nobody in."""
+    world.configure(MARKED)
+    rules = (("PREROUTING", "CONNMARK", "--restore-mark"), ("INPUT", "MARK", "--set-mark", "1"))
+    for chain, target, *options in rules:
+        world.gateway.run("iptables-nft", "-t", "mangle", "-A", chain, "-j", target, *options)
+    done = world.gateway.logknock("rules", "apply", "-c", str(world.config))
+    warned = [line for line in done.stderr.splitlines() if "a rule may put another mark" in line]
+    assert [line.partition(": a rule")[0] for line in warned] == [
+        f"logknock: warning: iptables, table mangle, chain {chain}" for chain, *_ in rules
+    ]
+    doctor = world.gateway.logknock("doctor", "--json", "-c", str(world.config), check=False).stdout
+    assert "mark-lost" in {finding["check"] for finding in json.loads(doctor)["findings"]}
+    world.gateway.run("iptables-nft", "-t", "mangle", "-F")
+    assert world.gateway.logknock("rules", "apply", "-c", str(world.config)).stderr == ""
 
 
 def test_the_file_loads_as_it_stands_and_marks_nobody(world: World) -> None:
