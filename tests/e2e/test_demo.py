@@ -174,7 +174,7 @@ def do(demo: subprocess.Popen[str], command: str) -> None:
             id="the_closed_port_is_open",
         ),
         pytest.param(
-            "ready: ", "nft flush chain inet logknock tell", 3, "'10.99.0.2: ssh: Stage 1' did not come",
+            "ready: ", "nft insert rule inet logknock tell return", 3, "'10.99.0.2: ssh: Stage 1' did not come",
             id="nothing_is_recorded",
         ),
         pytest.param(
@@ -187,7 +187,8 @@ def do(demo: subprocess.Popen[str], command: str) -> None:
             4, "a door opened", id="a_door_opens_during_the_scan",
         ),
         pytest.param(
-            "65534 closed", "nft delete element inet logknock watched { tcp . 8000 }", 5, "ssh: Stage 2' did not come",
+            "65534 closed", "nft insert rule inet logknock record tcp dport 8000 return", 5,
+            "ssh: Stage 2' did not come",
             id="a_knock_is_not_recorded",
         ),
         pytest.param(
