@@ -45,6 +45,7 @@ _PAUSE = 0.0005
 
 _FULL_SPEED = float("inf")
 _ENDLESS = 1 << 40  # packets; the time ends it
+_LATENESS = 1.5  # a sender that is slower than this is not waited for
 
 # What honest knockers send, by their addresses.
 Knockers = Mapping[bytes, Sequence[bytes]]
@@ -73,7 +74,7 @@ def million_sources(plan: Plan) -> Iterator[Figure]:
     for make in _TCP:
         with field(make) as on, million(on, KNOCKS[:1]) as ring, running(on.peer) as program:
             honest = _honest(on, plan, syn)
-            outcomes.append(_meet("", on, ring, program, honest, _MILLION_RATE, 1.5 * seconds, MILLION))
+            outcomes.append(_meet("", on, ring, program, honest, _MILLION_RATE, seconds, MILLION))
     section = f"{MILLION:,} spoofed sources, {_MILLION_RATE:,}/s"
     yield from _beside(section, outcomes, plan.knockers)
     ours, theirs = (outcome.memory for outcome in outcomes)
@@ -122,13 +123,14 @@ def _honest(on: Field, plan: Plan, make: MakeFrame) -> Knockers:
 def _meet(
     name: str, on: Field, ring: Ring, program: Running, knockers: Knockers, rate: float, seconds: float, count: int
 ) -> _Outcome:
-    """Send it, and look at what becomes of it."""
+    """Send it, for so many seconds, or until `count` are sent; see what becomes of it."""
     *during, after = knockers
+    limit = seconds if count == _ENDLESS else _LATENESS * seconds
     honest = {source: knockers[source] for source in during}
     at_rest, before = program.memory("VmRSS"), program.times()
     asking = _Asking(on.peer.runtime, next(iter(honest)))
     with DoorSet(on.peer) as door:
-        sent = on.flood(ring, rate, seconds, count, _due(honest, seconds), asking.go_on)
+        sent = on.flood(ring, rate, limit, count, _due(honest, seconds), asking.go_on)
         asking.finish()
         kept = program.kept(before)
         if rate == _FULL_SPEED:  # what was too much to be read at once has to be read first
