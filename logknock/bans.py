@@ -12,6 +12,7 @@ import ipaddress
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice
 from typing import Any, NamedTuple
@@ -41,6 +42,7 @@ _AT_ONCE = 64
 # What a ban may last; one without an end, which an administrator made with nft, is put back for as long as this.
 SHORTEST, LONGEST = 1.0, 365 * 86_400.0
 
+_NOBODY = bytes(4)  # 0.0.0.0: no packet that we hear of comes from there
 _ENDS_SLACK = 1_024
 _BY_HAND = "by hand"
 _NOT_BY_US = "not by logknock"
@@ -121,7 +123,7 @@ class Bans:
         self._strange: dict[bytes, None] = {}  # bans that the kernel may have, by somebody else
         self._lines = 0  # of this second
         self._untold = self._left_out_told = 0
-        self._trouble = ""
+        self.trouble: FirewallError | None = None  # why nobody can be banned, until somebody can
 
     def __len__(self) -> int:
         return sum(map(len, self._bans.values()))
@@ -164,9 +166,9 @@ class Bans:
                 self._hold(fresh, now)
         except FirewallError as error:
             self.left_out += len(waiting)
-            self._in_trouble(f"scanners are not banned: {error.words()}")
+            self.in_trouble("scanners are not banned", error)
             return
-        self._trouble = ""
+        self.trouble = None
         for key, ban in fresh.items():
             self._tell(ban_made(who(key), self._terms.ban, ban.why))
 
@@ -317,6 +319,8 @@ class Bans:
     def settle(self, now: float) -> None:
         """A second has passed: forget what has ended, and say what was left out."""
         self.expire(now)
+        if self.trouble:
+            self._try_again()
         if self._untold:
             self._write(notice(f"{self._untold} more lines about bans left out", LEFT_OUT=str(self._untold)))
         if missed := self.left_out - self._left_out_told:
@@ -341,7 +345,7 @@ class Bans:
             self._lift([key for key in keys if self._is_trusted(key)], "trusted now")
             self._lift(sorted(self._sets.granted_among([key for key in keys if key in self._bans[len(key)]])), _OPEN)
         except FirewallError as error:
-            self._in_trouble(f"bans of who is trusted now, or has an open door, are not lifted: {error.words()}")
+            self.in_trouble("bans of who is trusted now, or has an open door, are not lifted", error)
 
     def _never(self, src: bytes) -> str | None:
         """Why this source is never banned, if so (T37)."""
@@ -349,11 +353,18 @@ class Bans:
             return "a link-local address, and its /64 is everybody's on the link, routers among them"
         return self._sets.refused(src)
 
-    def _in_trouble(self, words: str) -> None:
+    def in_trouble(self, what: str, error: FirewallError) -> None:
         """Say it once, until a ban goes well."""
-        if words != self._trouble:
-            self._trouble = words
-            self._write(notice(words, Level.ERROR))
+        failure = FirewallError(f"{what}: {error.message}", error.hint)
+        if self.trouble is None or failure.message != self.trouble.message:
+            self._write(notice(failure.words(), Level.ERROR, EVENT="bans"))
+        self.trouble = failure
+
+    def _try_again(self) -> None:
+        """See whether the sets take bans again, with one that nobody could have and that is gone at once."""
+        with suppress(FirewallError):
+            self._sets.ban([_NOBODY], ())
+            self.trouble = None
 
     def _hold(self, bans: Mapping[bytes, Ban], now: float) -> None:
         self._sets.ban((), [self._element(key, ban, now) for key, ban in bans.items()])

@@ -12,15 +12,15 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from . import config_values as values
-from .config_values import Network, PortRange, parse_duration
+from .config_values import Endpoint, Network, PortRange, parse_duration
 from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
 from .packet import TCP, UDP
 from .records import Wanted
-from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, read_files
+from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, credentials_folder, read_files
 from .toml_tables import Table
 
 # What other rooms and their users need to load a configuration and to report what is wrong with it.
-__all__ = ["Config", "ConfigError", "Firewall", "PortRange", "Problem", "Scan", "load", "parse_duration"]
+__all__ = ["Config", "ConfigError", "Firewall", "Metrics", "PortRange", "Problem", "Scan", "load", "parse_duration"]
 
 # Traps are elements of a set and names in a log: more of them than a quarter of all ports tell nothing more of a scan.
 MAX_TRAPS = 16_384
@@ -41,6 +41,9 @@ FEW_SCAN_PORTS = 5
 _DAY = 86_400
 
 _SSH = Service(TCP, 22)
+
+# What a configuration lacks that nobody has written yet.
+NO_DOOR = "there is no door"
 
 # How many doors an error lists, so that it stays readable.
 _MAX_NAMED = 8
@@ -74,6 +77,14 @@ class Scan:
 
 
 @dataclass(frozen=True, slots=True)
+class Metrics:
+    """Where numbers for Prometheus are to be had: none of it unless it is asked for."""
+
+    listen: Endpoint | None = None
+    textfile: Path | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Config:
     """A configuration without errors, as its files say it; `warnings` is what its author should hear of."""
 
@@ -87,6 +98,7 @@ class Config:
     doors: tuple[Door, ...]
     firewall: Firewall
     scan: Scan
+    metrics: Metrics
     state: Path
     runtime: Path
     warnings: tuple[Problem, ...]
@@ -124,11 +136,14 @@ class Config:
 
 
 def load(path: Path) -> Config:
-    """Read the file and its neighbours conf.d/*.toml; raises ConfigError with every problem."""
+    """Read the file, its neighbours conf.d/*.toml and the service's credentials *.toml.
+
+    Raises ConfigError with every problem.
+    """
     report = Report()
-    shared = {name: Table((name,), path, report) for name in ("log", "firewall", "scan", "paths")}
-    log, firewall, scan, paths = shared.values()
-    tables = _sort_in(read_files(path, report), shared, report)
+    shared = {name: Table((name,), path, report) for name in ("log", "firewall", "scan", "metrics", "paths")}
+    log, firewall, scan, metrics, paths = shared.values()
+    tables = _sort_in(read_files(path, report, credentials_folder()), shared, report)
     doors = [(_door(table), table) for table in tables]
     config = Config(
         file=path,
@@ -136,6 +151,10 @@ def load(path: Path) -> Config:
         doors=tuple(door for door, _ in doors),
         firewall=_firewall(firewall),
         scan=_scan(scan),
+        metrics=Metrics(
+            listen=metrics.read("listen", values.endpoint, _METRICS.listen),
+            textfile=metrics.read("textfile", values.textfile, _METRICS.textfile),
+        ),
         state=paths.read("state", values.path("/var/lib/logknock"), Path("/var/lib/logknock")),
         runtime=paths.read("runtime", values.path("/run/logknock"), Path("/run/logknock")),
         warnings=(),
@@ -187,6 +206,7 @@ _DOOR = Door("", ())  # for its defaults
 _WANTED = Wanted()
 _FIREWALL = Firewall()
 _SCAN = Scan()
+_METRICS = Metrics()
 
 
 def _log(table: Table) -> dict[str, Any]:
@@ -324,7 +344,7 @@ def _check_together(path: Path, doors: _Doors, report: Report) -> None:
     """What only all doors together show."""
     if not doors and not any(note.path[:1] == ("doors",) for note in report.errors):
         hint = f"a minimal one, at the head of the file: {MINIMAL}"
-        report.errors.append(Note(path, ("doors",), "there is no door", hint))
+        report.errors.append(Note(path, ("doors",), NO_DOOR, hint))
     names = {door.name for door, _ in doors}
     shown = ", ".join([*sorted(names)[:_MAX_NAMED], *(["..."] if len(names) > _MAX_NAMED else [])])
     guards = {service: door.name for door, _ in reversed(doors) if door.guard for service in door.opens}

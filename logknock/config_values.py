@@ -267,3 +267,53 @@ def path(example: str) -> Callable[[object], Path]:
         return Path(written)
 
     return parse
+
+
+# Of the path of a unix socket, with its closing zero (unix(7)).
+_MAX_SOCKET_PATH = 108
+
+
+class Endpoint(NamedTuple):
+    """Where something listens: a loopback address and a port, or, where there is a path, a unix socket."""
+
+    address: str
+    port: int
+    path: str = ""
+
+    def __str__(self) -> str:
+        if self.path:
+            return f"unix:{self.path}"
+        return f"[{self.address}]:{self.port}" if ":" in self.address else f"{self.address}:{self.port}"
+
+
+def endpoint(value: object) -> Endpoint:
+    """Only what nobody else's host can reach: there is no encryption here, and nobody is asked who he is."""
+    example = "127.0.0.1:9141"
+    written = text(example)(value)
+    if written.startswith("unix:"):
+        socket_path = path("unix:/run/logknock/metrics.sock")(written.removeprefix("unix:"))
+        if len(str(socket_path).encode()) >= _MAX_SOCKET_PATH:
+            raise WrongError(f"{written!r} is too long for a socket", f"{_MAX_SOCKET_PATH - 1} bytes are the most")
+        return Endpoint("", 0, str(socket_path))
+    host, _, port = written.rpartition(":")
+    inner = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    hint = f'write "{example}", "[::1]:9141" or "unix:/run/logknock/metrics.sock"'
+    try:
+        found = ip_address(inner)
+    except ValueError:
+        raise WrongError(f"{written!r} is no address and port", hint) from None
+    if (inner != host) != isinstance(found, IPv6Address):
+        meant = hint if inner != host else f'write "[{found}]:{port}"'
+        raise WrongError(f"{written!r} is no address and port", meant)
+    if not found.is_loopback or getattr(found, "scope_id", None) or getattr(found, "ipv4_mapped", None):
+        hint = f'write "{example}", and put a reverse proxy with TLS in front of it where other hosts are to read it'
+        raise WrongError(f"{inner} is not this host alone", hint)
+    return Endpoint(str(found), parse_port(port, written))
+
+
+def textfile(value: object) -> Path:
+    """A file that node_exporter's textfile collector reads: it takes no other name."""
+    found = path("/var/lib/prometheus/node-exporter/logknock.prom")(value)
+    if found.suffix != ".prom":
+        raise WrongError(f"{str(found)!r} does not end with .prom", "node_exporter reads no other file")
+    return found

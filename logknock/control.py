@@ -5,7 +5,8 @@ the daemon next to nothing and delays nobody. Rule 3: what is asked and answered
 each turn of the loop is as long as a read: an answer takes as few turns as its work allows, and no wait makes a task.
 
 A request is {"version": 1, "do": "...", ...}; its answers are lines, the last of which is {"done": true} or
-{"error": "...", "hint": "..."}. Requests may follow each other on one connection.
+{"error": "...", "hint": "...", "code": exit code}. Requests may follow each other on one connection; behind one that
+watches nothing is read any more, and its answers go on until the client or the daemon ends.
 """
 
 import asyncio
@@ -17,10 +18,12 @@ import socket
 import struct
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
-from .errors import NO_PERMISSION, UNAVAILABLE, LogknockError
+from .errors import FAILURE, NO_PERMISSION, UNAVAILABLE, LogknockError, printable
+from .feed import Feed, Watcher
 
 VERSION = 1
 NAME = "control.sock"
@@ -36,13 +39,33 @@ TURN = 0.002
 
 _BACKLOG = 16
 _SO_PEERGROUPS = 59  # asm-generic/socket.h; Python does not name it
+_MOST_GROUPS = 1_024  # bytes, of 256 groups: what Python's getsockopt() takes
 _GID = struct.Struct("I")
 _UCRED = struct.Struct("iII")
 
+# Bytes that wait for a client before its next answer is made.
+_WAITING = 65_536
+
+_USERS = Path("/etc/passwd")
+_MOST_USERS = 1 << 20  # bytes of it that are looked at
+
+
+class Peer(NamedTuple):
+    """Who asks: the user, and its name where this host has one for it."""
+
+    uid: int
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.name} (uid {self.uid})" if self.name else f"uid {self.uid}"
+
+
 Answer = Mapping[str, Any]
-# What answers a request; None among the answers is a place for a pause in which others have their turn. May raise
-# LogknockError.
-Answers = Callable[[Answer], Iterable[Answer | None]]
+# What may stand among the answers to a request: None, a place for a pause in which others have their turn; a number,
+# seconds to wait; "watch": this client is to hear of all that is put into the feed from here on.
+Said = Answer | float | Literal["watch"] | None
+# What answers a request of somebody. May raise LogknockError.
+Answers = Callable[[Answer, Peer], Iterable[Said]]
 
 
 class ControlError(LogknockError):
@@ -56,6 +79,8 @@ class Control:
         self._path = runtime / NAME
         self._answers = answers
         self.met = 0  # clients since the start
+        self.feed = Feed()
+        self._turn = asyncio.Lock()  # of which one client at a time has its work done, whoever asks how much
         self._clients: set[asyncio.Task[None]] = set()
         self._server: asyncio.Server | None = None
 
@@ -63,16 +88,20 @@ class Control:
         """Begin to listen. Raises ControlError."""
         try:
             _make_folder(self._path.parent)
-            self._server = await asyncio.start_unix_server(self._meet, sock=_listen(self._path), limit=MAX_REQUEST)
+            listening = _listen(self._path)
+            self._server = await asyncio.start_unix_server(
+                self._meet, sock=listening, limit=MAX_REQUEST, backlog=_BACKLOG
+            )
         except OSError as error:
             hint = "[paths] runtime of the configuration names the directory"
             raise ControlError(f"{self._path}: {error.strerror}", hint) from None
 
     async def close(self) -> None:
-        """Stop to listen, and leave those who are still asking."""
+        """Stop to listen, and leave those who are still asking; those who watch are told."""
         if self._server is None:
             return
         self._server.close()
+        self.feed.end({"ended": "logknock has stopped"}, {"done": True})
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
@@ -85,12 +114,14 @@ class Control:
         self._clients.add(task)
         self.met += 1
         try:
-            if not _may_ask(writer.get_extra_info("socket")):
-                await _send(writer, _refusal("not permitted", f"ask as root or as a member of the group {GROUP}"))
+            wire = writer.get_extra_info("socket")
+            if not _may_ask(wire):
+                hint = f"ask as root or as a member of the group {GROUP}"
+                await _send(writer, _refusal("not permitted", hint, NO_PERMISSION))
             elif len(self._clients) > MAX_CLIENTS:
                 await _send(writer, _refusal("too many clients at a time", "try again"))
             else:
-                await self._serve(reader, writer)
+                await self._serve(_peer(wire), reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # it is gone, or as good as that
         except ValueError:  # what asyncio raises for a line that is too long
@@ -100,12 +131,14 @@ class Control:
             self._clients.discard(task)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
-    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _serve(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while line := await _line(reader):
             try:
-                await self._give(_parse(line), writer)
+                await self._give(line, peer, writer)
             except LogknockError as error:
-                await _send(writer, _refusal(error.message, error.hint))
+                # To who asks, "unavailable" is that no daemon answers, not that something is missing where it runs.
+                code = FAILURE if error.exit_code == UNAVAILABLE else error.exit_code
+                await _send(writer, _refusal(error.message, error.hint, code))
             else:
                 await _send(writer, {"done": True})
             await asyncio.sleep(0)  # the next request may be there already, and a hundred behind it
@@ -113,15 +146,51 @@ class Control:
         writer.transport.set_write_buffer_limits(high=0)
         await _drain(writer)
 
-    async def _give(self, request: Answer, writer: asyncio.StreamWriter) -> None:
+    async def _give(self, line: bytes, peer: Peer, writer: asyncio.StreamWriter) -> None:
         """All answers to a request, as many in a turn as fit into it."""
+        work = _Work(lambda: self._answers(_parse(line), peer), writer, self.feed)
+        try:
+            while not work.is_done:
+                async with self._turn:
+                    pause = work.go_on()
+                    await asyncio.sleep(0)
+                await _drain(writer)
+                if pause:
+                    await asyncio.sleep(pause)
+            if work.watcher is not None:
+                work.watcher.release()
+                await work.watcher.ended.wait()
+        finally:
+            if work.watcher is not None:
+                self.feed.leave(work.watcher)
+
+
+class _Work:
+    """The answers to a request, as far as they are made."""
+
+    def __init__(self, begin: Callable[[], Iterable[Said]], writer: asyncio.StreamWriter, feed: Feed) -> None:
+        self.is_done = False
+        self.watcher: Watcher | None = None
+        self._begin = begin
+        self._writer = writer
+        self._feed = feed
+        self._said: Iterator[Said] | None = None
+
+    def go_on(self) -> float:
+        """A turn's work; seconds to wait before the next. Raises LogknockError."""
         end = time.monotonic() + TURN
-        for answer in self._answers(request):
-            if answer is not None:
-                await _send(writer, answer)
-            if time.monotonic() >= end:
-                await asyncio.sleep(0)
-                end = time.monotonic() + TURN
+        self._said = self._said or iter(self._begin())
+        for said in self._said:
+            if isinstance(said, (int, float)):
+                return said
+            if isinstance(said, str):
+                self.watcher = self._feed.join(self._writer.transport)
+            elif said is not None:
+                self._writer.write(_encode(said))
+            if time.monotonic() >= end or self._writer.transport.get_write_buffer_size() > _WAITING:
+                return 0.0
+        self.is_done = True
+        return 0.0
 
 
 def _make_folder(path: Path) -> None:
@@ -160,6 +229,22 @@ def _share(path: Path) -> None:
         path.chmod(0o660)
 
 
+def _peer(wire: socket.socket) -> Peer:
+    """Who connected (SO_PEERCRED, unix(7)).
+
+    The name is looked up in this host's own file: a directory service may take seconds, and knocks would wait.
+    """
+    _, uid, _ = _UCRED.unpack(wire.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
+    name = ""
+    with contextlib.suppress(OSError), _USERS.open("rb") as users:
+        for line in users.read(_MOST_USERS).split(b"\n"):
+            fields = line.split(b":")
+            if len(fields) > 3 and fields[2] == str(uid).encode():
+                name = printable(fields[0].decode(errors="replace"))
+                break
+    return Peer(uid, name)
+
+
 def _may_ask(peer: socket.socket) -> bool:
     """By what the kernel says of who connected (SO_PEERCRED and SO_PEERGROUPS, unix(7)), whatever the socket's mode."""
     _, uid, gid = _UCRED.unpack(peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
@@ -167,9 +252,11 @@ def _may_ask(peer: socket.socket) -> bool:
         return True
     try:
         group = grp.getgrnam(GROUP).gr_gid
-        groups = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, 4096)
-    except (KeyError, OSError):
+    except KeyError:
         return False
+    groups = b""
+    with contextlib.suppress(OSError):  # it is in more groups than there is room for: then only its first counts
+        groups = peer.getsockopt(socket.SOL_SOCKET, _SO_PEERGROUPS, _MOST_GROUPS)
     return group == gid or any(group == other for (other,) in _GID.iter_unpack(groups))
 
 
@@ -183,8 +270,12 @@ def _parse(line: bytes) -> Answer:
     return request
 
 
-def _refusal(message: str, hint: str = "") -> Answer:
-    return {"error": message, "hint": hint}
+def _refusal(message: str, hint: str = "", code: int = FAILURE) -> Answer:
+    return {"error": message, "hint": hint, "code": code}
+
+
+def _encode(answer: Answer) -> bytes:
+    return json.dumps(answer).encode() + b"\n"
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
@@ -195,7 +286,7 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
 
 async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
     """One line; a client that does not read it in time is given up (TimeoutError)."""
-    writer.write(json.dumps(answer).encode() + b"\n")
+    writer.write(_encode(answer))
     await _drain(writer)
 
 
@@ -210,30 +301,57 @@ async def _drain(writer: asyncio.StreamWriter) -> None:
 
 def ask(runtime: Path, do: str, patience: float = PATIENCE, **details: Any) -> Iterator[dict[str, Any]]:
     """Ask the running daemon, and give its answers as they come, each in `patience` seconds. Raises ControlError."""
+    for answers in follow(runtime, do, patience, **details):
+        yield from answers
+
+
+def follow(runtime: Path, do: str, patience: float = PATIENCE, **details: Any) -> Iterator[list[dict[str, Any]]]:
+    """The same, as many at a time as have come: who shows what goes on shows it when the last of them is known."""
     path = runtime / NAME
-    with contextlib.ExitStack() as stack:
-        try:
-            wire = stack.enter_context(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM))
-            wire.settimeout(patience)
-            wire.connect(str(path))
-            with contextlib.suppress(BrokenPipeError):  # refused at once: why is there to be read
-                wire.sendall(json.dumps({"version": VERSION, "do": do, **details}).encode() + b"\n")
-            for line in stack.enter_context(wire.makefile("rb")):
-                answer = json.loads(line)
-                if "error" in answer:
-                    raise ControlError(answer["error"], answer.get("hint", ""))
-                if "done" in answer:
-                    return
-                yield answer
-        except PermissionError:
-            hint = f"run it as root, or as a member of the group {GROUP}"
-            raise ControlError(f"{path}: permission denied", hint, NO_PERMISSION) from None
-        except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-            hint = "`logknock run` starts the daemon; [paths] runtime must be the same for both"
-            raise ControlError(f"no daemon answers at {path}", hint, UNAVAILABLE) from None
-        except TimeoutError:
-            hint = "it is stopped, or has too much to do: its log may say more"
-            raise ControlError(f"{path}: the daemon does not answer", hint, UNAVAILABLE) from None
-        except (OSError, ValueError) as error:
-            raise ControlError(f"{path}: {error}", "the daemon's log may say more") from None
+    with _explained(path), socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as wire:
+        wire.settimeout(patience)
+        wire.connect(str(path))
+        with contextlib.suppress(BrokenPipeError):  # refused at once: why is there to be read
+            wire.sendall(_encode({"version": VERSION, "do": do, **details}))
+        rest = b""
+        while some := wire.recv(1 << 16):
+            *lines, rest = (rest + some).split(b"\n") if b"\n" in some else [rest + some]
+            answers, error, is_done = _sort(lines)
+            if answers:
+                yield answers
+            if error is not None:
+                raise error
+            if is_done:
+                return
     raise ControlError(f"{path}: the daemon ended before its answer did", "ask again", UNAVAILABLE)
+
+
+def _sort(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], ControlError | None, bool]:
+    """The answers among the lines, and how they end: with an error, or with all said."""
+    answers: list[dict[str, Any]] = []
+    for line in lines:
+        answer = json.loads(line)
+        if "error" in answer:
+            return answers, ControlError(answer["error"], answer.get("hint", ""), answer.get("code", FAILURE)), False
+        if "done" in answer:
+            return answers, None, True
+        answers.append(answer)
+    return answers, None, False
+
+
+@contextmanager
+def _explained(path: Path) -> Iterator[None]:
+    """What goes wrong on the way to the daemon, as ControlError."""
+    try:
+        yield
+    except PermissionError:
+        hint = f"run it as root, or as a member of the group {GROUP}"
+        raise ControlError(f"{path}: permission denied", hint, NO_PERMISSION) from None
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        hint = "`logknock run` starts the daemon; [paths] runtime must be the same for both"
+        raise ControlError(f"no daemon answers at {path}", hint, UNAVAILABLE) from None
+    except TimeoutError:
+        hint = "it is stopped, or has too much to do: its log may say more"
+        raise ControlError(f"{path}: the daemon does not answer", hint, UNAVAILABLE) from None
+    except (OSError, ValueError) as error:
+        raise ControlError(f"{path}: {error}", "the daemon's log may say more") from None

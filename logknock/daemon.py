@@ -10,18 +10,21 @@ import gc
 import os
 import signal
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 
-from . import __version__, bans, report
+from . import __version__, report, standing
 from .bans import PAUSE, Bans
 from .config import Config, load
-from .control import Answer, Control
-from .doorkeeper import Doorkeeper
+from .control import Control
+from .counts import ADOPTED, REFUSED, Facts, Left
+from .desk import Desk, Duties, Reloaded
+from .doorkeeper import Doorkeeper, Hand
 from .errors import UNAVAILABLE, FirewallError, LogknockError, SourceError
-from .explain import Known, explain, parse
+from .explain import Known
+from .exposition import Exposition
 from .firewall.sets import GUARDED, WATCHED, Sets
 from .intake import Intake, Key, Receive, Source
 from .knock import Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
@@ -29,7 +32,10 @@ from .packet import Packet
 from .reconcile import Reconciler
 from .report import Level, Reporter, notice
 from .scan import Scanners
+from .sole import Sole
+from .standing import Rates, SourceStanding, Standing, Trouble, Troubles
 from .store import LOCK, NoStore, StoreError, open_store
+from .systemd import Systemd, check_directories
 from .trail import Memory, Refused, Stale, Told
 from .turns import Turns
 
@@ -53,6 +59,10 @@ _DEEDS = frozenset({Spent, Granted, Revoked})  # events that ask for something t
 
 _NAMES_SHOWN = 10
 
+_WARNING = "logknock: warning: "
+_APPLY = "`logknock rules apply`"
+_NEWER = f"the configuration is newer than the rules: {_APPLY}"
+
 
 class Daemon:
     """Everything that lives as long as the process. Raises LogknockError if it cannot start."""
@@ -60,22 +70,32 @@ class Daemon:
     def __init__(self, config_path: Path, reporter: Reporter) -> None:
         self._path = config_path
         self._reporter = reporter
-        self._loaded = time.time()
+        self._systemd = Systemd()
+        self._began = self._loaded = time.time()
         self._config = load(config_path)
+        check_directories(self._config.state, self._config.runtime)
         self._longest = _longest(self._config)
         self._matcher = Matcher(self._config.doors)
         self._intake = Intake(self._matcher.heeds, self._read, self._receive, self._tell_intake)
         # The first netlink socket of a process has its id as port, by which the next one learns who holds the group.
         self._opened = self._intake.open(self._config)
         self._sets = Sets()
-        self._firewall = Reconciler(self._sets, self._config, self._tell)
+        self._firewall = Reconciler(self._sets, self._config, partial(self._tell, EVENT="firewall"))
         self._store = open_store(self._config.state)
+        self._sole = Sole()
+        self._sole.use(self._config)
         self._keeper = Doorkeeper(self._store, self._sets, self._config.state, reporter.write)
         self._memory = Memory()
-        self._control = Control(self._config.runtime, self._answer)
+        self._counts = self._memory.counts
+        self._reading = ""  # the source that packets come from now
+        self._exposition = Exposition(self._facts, self._tell_metrics)
+        self._control = Control(self._config.runtime, lambda request, peer: self._desk.answer(request, peer))
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
         self._bans = Bans(self._sets, reporter.write)
         self._firewall.kept.append(self._bans)
+        duties = Duties(self.standing, lambda: self._known, self._open_by_hand, self._close_by_hand, self._reload)
+        self._desk = Desk(duties, self._keeper, self._bans, self._control.feed)
+        reporter.also(self._desk)
         self._scanners: Scanners | None = None
         self._use_scan(self._config)
         self._working = False  # whether more work on the one-time files is on its way
@@ -84,7 +104,9 @@ class Daemon:
         self._apart = 0.0  # by how much the clock of a log is wrong; 0.0: it is not, as far as is known
         self._oldest = self._newest = 0.0  # packets from before or after that mean nothing; set for each read
         self._ticks = 0
-        self._met = 0  # clients of the control socket when the garbage collector ran last
+        self._met = 0  # clients of the control socket, and of metrics, when the garbage collector ran last
+        self._rates, self._troubles = Rates(), Troubles()
+        self._control_trouble: LogknockError | None = None
         self._tell_apart_at = 0  # the tick at which it may be told again
         self._stopped = asyncio.Event()
 
@@ -104,12 +126,15 @@ class Daemon:
         loop.call_later(_TICK, self._tick)
         await self._firewall.start()
         self._intake.adopt(self._opened, self._config)
+        self._counts.use(self._config.doors, self._intake.names)
         self._take_over()
         await self._open_control()
+        self._exposition.use(self._config.metrics)
         self._tell_ready()
         await self._stopped.wait()
-        _notify("STOPPING=1")
+        self._systemd.tell("STOPPING=1")
         await self._control.close()
+        await self._exposition.close()
         self._tell_counters()
         ended = self._intake.ended
         self._intake.close()
@@ -118,7 +143,7 @@ class Daemon:
         self._sets.disconnect()
         with suppress(StoreError):  # nothing is lost: what was committed is in its log
             self._store.close()
-        self._tell("stopped; open doors close on time by themselves")
+        self._tell("stopped; open doors close on time by themselves", EVENT="stopped")
         if ended:
             hint = "what is piped in has to go on; systemd starts both anew with Restart=on-failure"
             raise SourceError("nothing is left to read: all sources have ended", hint, UNAVAILABLE)
@@ -127,20 +152,8 @@ class Daemon:
         try:
             await self._control.open()
         except LogknockError as error:  # knocks do not need it
-            self._tell(f"nobody can ask this daemon anything: {error.words()}", Level.ERROR)
-
-    def _answer(self, request: Answer) -> Iterable[Answer | None]:
-        """What somebody asks through the control socket."""
-        match request.get("do"):
-            case "explain":
-                return explain(parse(request), self._known)
-            case "status":
-                return [{"sources": [tally._asdict() for tally in self._intake.tallies]}]
-            case "bans" | "ban" | "unban":
-                return bans.answer(request, self._bans)
-            case other:
-                can = "it can: explain, status, bans, ban, unban"
-                raise LogknockError(f"{other!r} is nothing that this daemon does", can)
+            self._control_trouble = error
+            self._tell(f"nobody can ask this daemon anything: {error.words()}", Level.ERROR, EVENT="control")
 
     @property
     def _known(self) -> Known:
@@ -153,6 +166,7 @@ class Daemon:
         if self._scanners is not None:
             self._scanners.at(time.monotonic())
             receive = partial(self._look_at, self._scanners, receive)
+        self._reading = source.name
         more = source.read(now, receive)
         self._keeper.settle()
         return more
@@ -182,6 +196,7 @@ class Daemon:
                     reason = self._turns.spend(code, packet.src, time.time())
                     if reason:
                         shut[code.door] = reason
+                        self._counts.refused(code.door)
                     else:
                         shut.pop(code.door, None)
                     told.append(Refused(packet, code.door, reason) if reason else event)
@@ -190,6 +205,8 @@ class Daemon:
                     self._matcher.spare(door, packet.src)
                 case Granted(_, grant):
                     reason = self._open(grant)
+                    if not reason:
+                        self._counts.opened(self._reading, time.time() - packet.time)
                     told.append(Refused(packet, grant.door, reason) if reason else event)
                 case Revoked(_, door, by):
                     told.append(event)
@@ -211,16 +228,38 @@ class Daemon:
 
     def _open(self, grant: Grant) -> str:
         """Open the door; empty when it is open, or why it is not."""
+        reason = self._admit(grant.door, grant.src)
+        if reason:
+            self._matcher.spare(grant.door, grant.src)
+            self._counts.refused(grant.door)
+        return reason
+
+    def _admit(self, door: str, src: bytes, hand: Hand | None = None) -> str:
         try:
-            self._bans.admit(grant.src)
-            reason = self._keeper.open(grant.door, grant.src, time.time(), time.monotonic())
+            self._bans.admit(src)
+            return self._keeper.open(door, src, time.time(), time.monotonic(), hand)
         except FirewallError as error:
             self._firewall_errors += 1
             self._firewall.refused(error)
-            reason = error.words()
-        if reason:
-            self._matcher.spare(grant.door, grant.src)
+            return error.words()
+
+    def _open_by_hand(self, door: str, src: bytes, hand: Hand) -> str:
+        """The same without a knock."""
+        reason = self._admit(door, src, hand)
+        self._reporter.write(report.by_hand(door, src, hand.by, hand.seconds, reason))
         return reason
+
+    def _close_by_hand(self, door: str, src: bytes, by: str) -> bool:
+        """Close a door before its time; whether it was open. Raises FirewallError."""
+        try:
+            closed = self._keeper.close(door, by, src, time.time(), time.monotonic())
+        except FirewallError as error:
+            self._firewall_errors += 1
+            self._firewall.in_trouble(error)
+            raise
+        if closed:
+            self._reporter.write(closed)
+        return closed is not None
 
     def _close(self, door: str, by: str, src: bytes) -> list[report.Line]:
         try:
@@ -242,10 +281,16 @@ class Daemon:
         self._watch_state()
         self._intake.settle()
         self._reporter.settle()
+        self._counts.settle()
+        self._exposition.tick()
+        self._rates.see({tally.name: tally.records for tally in self._intake.tallies}, time.monotonic())
+        self._troubles.see(self._in_trouble(), time.time())
+        self._desk.tick()
         self._ticks += 1
         if self._apart and self._ticks >= self._tell_apart_at:
             self._tell_apart()
         self._collect()
+        self._systemd.tick(self.standing(), time.monotonic(), well=not self._intake.neglected())
         if self._intake.ended:
             self._stopped.set()
 
@@ -258,14 +303,16 @@ class Daemon:
 
     def _collect(self) -> None:
         due = self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW
-        if due or self._control.met - self._met >= _COLLECT_AFTER:
-            self._met = self._control.met
+        met = self._control.met + self._exposition.met
+        if due or met - self._met >= _COLLECT_AFTER:
+            self._met = met
             gc.collect()
 
     def _tell_apart(self) -> None:
         way = "behind" if self._apart > 0 else "ahead of"
         text = f"knocks are passed over: the records' times are {abs(self._apart):.0f} s {way} this host's clock"
-        self._tell(f"{text} (hint: the clocks and time zones of this host and of the log have to agree)", Level.WARNING)
+        hint = "the clocks and time zones of this host and of the log have to agree"
+        self._tell(f"{text} (hint: {hint})", Level.WARNING, EVENT="clock")
         self._apart, self._tell_apart_at = 0.0, self._ticks + _TELL_AGAIN
 
     def _expire(self) -> None:
@@ -300,11 +347,12 @@ class Daemon:
         """Begin with what was before: the doors that are still open, and how far the one-time files are used."""
         if isinstance(self._store, NoStore):
             words = f"nothing is remembered, and one-time doors stay shut until a restart: {self._store.reason.words()}"
-            self._tell(words, Level.ERROR)
+            self._tell(words, Level.ERROR, EVENT="state")
         elif self._store.created and self._config.onetime_files:
-            self._tell("the state database is new: no one-time sequence counts as used", Level.WARNING)
+            words = "the state database is new: no one-time sequence counts as used"
+            self._tell(words, Level.WARNING, EVENT="state")
         elif not self._store.checked:
-            self._tell("the state database is large: not all of it was checked for damage")
+            self._tell("the state database is large: not all of it was checked for damage", EVENT="state")
         self._keeper.use(self._config.doors)
         taken = self._keeper.restore(time.time(), time.monotonic())
         if taken:
@@ -319,19 +367,20 @@ class Daemon:
             taken = self._bans.take_over(time.time(), time.monotonic())
         except FirewallError as error:
             if self._config.scan.ports:
-                self._tell(f"no scanner can be banned: {error.words()}", Level.ERROR)
+                self._bans.in_trouble("no scanner can be banned", error)
             return
         if taken:
             self._tell(f"{taken} {'is' if taken == 1 else 'are'} still banned")
 
-    def _reload(self) -> None:
+    def _reload(self) -> Reloaded:
         """Go on with the configuration as it is now, or, if it is bad in any way, with the old one (T36)."""
-        _notify("RELOADING=1")
+        self._systemd.tell("RELOADING=1")
         loaded = time.time()
         try:
             config = load(self._path)
             if config.state != self._config.state:
                 raise LogknockError("[paths] state cannot change while logknock runs", "restart it")
+            self._sole.use(config)
             sources = self._intake.open(config)
             try:
                 self._sets.use(config.doors)
@@ -340,13 +389,17 @@ class Daemon:
                 raise
         except LogknockError as error:
             for text in error.report():
-                self._tell(text.removeprefix("logknock: "), Level.ERROR)
-            self._tell("not reloaded: the configuration from before stays in force", Level.ERROR)
+                self._tell(text.removeprefix("logknock: "), Level.ERROR, EVENT="not-reloaded")
+            words = "not reloaded: the configuration from before stays in force"
+            self._tell(words, Level.ERROR, EVENT="not-reloaded")
+            self._counts.reloaded(REFUSED)
+            return Reloaded(tuple(error.report()), error.exit_code)
         else:
+            self._counts.reloaded(ADOPTED)
             self._loaded = loaded
-            self._adopt(config, sources)
+            return Reloaded(tuple(self._adopt(config, sources)), 0)
         finally:
-            _notify("READY=1")
+            self._systemd.tell("READY=1")
 
     def _use_scan(self, config: Config) -> None:
         """Look for scanners if the configuration has it; else nothing of that costs a packet anything."""
@@ -373,22 +426,26 @@ class Daemon:
     def _ban(self) -> None:
         self._bans.apply(time.time(), time.monotonic())
 
-    def _adopt(self, config: Config, sources: Mapping[Key, Source]) -> None:
+    def _adopt(self, config: Config, sources: Mapping[Key, Source]) -> list[str]:
+        """Go on with it; what is unwise about it, and where the loaded rules do not fit, as lines to print."""
+        lines: list[str] = []
         self._use_scan(config)
         self._intake.adopt(sources, config)
         if config.guarded and config.logged_to != self._config.logged_to:
-            words = f"the rules are to log to another place now: {config.logged_to} (hint: `logknock rules apply`)"
-            self._tell(words, Level.WARNING)
+            lines += self._advise(f"the rules are to log to another place now: {config.logged_to}", _APPLY)
+        lines += self._warn_of_left(self._config.guarded - config.guarded)
         self._config = config
         self._longest = _longest(config)
+        self._counts.use(config.doors, self._intake.names)
+        self._exposition.use(config.metrics)
         self._matcher.set_doors(config.doors)
         self._keeper.use(config.doors)
         self._firewall.adopt(config)
         self._turns.use(config.doors)
         self._work_soon()
         self._note_loading()
-        self._tell(f"reloaded: {self._summary()}")
-        self._warn()
+        self._tell(f"reloaded: {self._summary()}", EVENT="reloaded")
+        return lines + self._warn()
 
     def _note_loading(self) -> None:
         """The time of the lock file says since when this configuration counts."""
@@ -397,31 +454,45 @@ class Daemon:
 
     def _tell_ready(self) -> None:
         self._note_loading()
-        self._tell(f"logknock {__version__} ready: {self._summary()}")
+        self._tell(f"logknock {__version__} ready: {self._summary()}", EVENT="ready")
         self._warn()
-        _notify("READY=1")
+        self._systemd.ready(self.standing())
 
     def _summary(self) -> str:
         return f"{self._intake.summary}, doors: {_some(door.name for door in self._config.doors)}"
 
-    def _warn(self) -> None:
-        """What is legal and unwise in the configuration, and where the loaded rules do not fit it."""
+    def _warn(self) -> list[str]:
+        """What is legal and unwise in the configuration, or where the loaded rules do not fit it: lines to print."""
+        lines: list[str] = []
         for problem in self._config.warnings:
-            self._tell(str(problem), Level.WARNING)
-        if not self._config.guarded:
-            return  # the rules are the administrator's own
-        for name, wanted in ((WATCHED, self._config.watched), (GUARDED, self._config.guarded)):
-            self._warn_of_missing(name, wanted)
+            self._tell(str(problem), Level.WARNING, EVENT="config")
+            lines += problem.report(_WARNING)
+        if self._config.guarded:  # else the rules are the administrator's own
+            for name, wanted in ((WATCHED, self._config.watched), (GUARDED, self._config.guarded)):
+                lines += self._warn_of_missing(name, wanted)
+        return lines
 
-    def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> None:
+    def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> list[str]:
+        missing = self._lacks(name, sorted(wanted))
+        return self._advise(f"set {name} lacks {_some(map(str, missing))}", _NEWER) if missing else []
+
+    def _warn_of_left(self, gone: Collection[Service]) -> list[str]:
+        """Services that are guarded no more by the configuration, and still are by the rules: nothing opens them."""
+        missing = self._lacks(GUARDED, sorted(gone))
+        left = [service for service in sorted(gone) if service not in missing]
+        return self._advise(f"set {GUARDED} still has {_some(map(str, left))}", _NEWER) if left else []
+
+    def _lacks(self, name: SetName, wanted: list[Service]) -> list[Service]:
         try:
-            missing = self._sets.lacks(name, sorted(wanted))
+            return self._sets.lacks(name, wanted)
         except FirewallError as error:
             self._firewall.in_trouble(error)
-            return
-        if missing:
-            hint = "the configuration is newer than the rules: `logknock rules apply`"
-            self._tell(f"set {name} lacks {_some(map(str, missing))} (hint: {hint})", Level.WARNING)
+            return wanted if name == GUARDED else []
+
+    def _advise(self, words: str, hint: str) -> list[str]:
+        """Tell somebody what is to be done; the same as lines to print."""
+        self._tell(f"{words} (hint: {hint})", Level.WARNING, EVENT="firewall")
+        return [f"{_WARNING}{words}", f"hint: {hint}"]
 
     def _on_turn(self, door: str, file: str, sequence: Sequence | None) -> None:
         """Another one-time sequence counts, or none."""
@@ -429,22 +500,66 @@ class Daemon:
         if sequence and self._config.guarded and self._config.firewall.record:
             self._warn_of_missing(WATCHED, set(sequence))
 
-    def _tell_counters(self) -> None:
+    def standing(self) -> Standing:
+        """How it stands now. Cheap: no system call but for the clock."""
         counted = self._keeper.counters
-        records, lost, ignored, overruns = self._intake.counters
-        self._tell(
-            f"{records} records, {lost} lost ({overruns} overruns), {ignored} no packet, "
-            f"{self._stale} too old; {self._matcher.knockers} knockers under way; "
-            f"{len(self._sets.grants)} doors open, {counted.opened} opened, {counted.closed} closed, "
-            f"{counted.refused} refused; {len(self._bans)} banned, {self._bans.left_out} scanners not banned; "
-            f"{self._firewall_errors} firewall errors"
+        troubles = self._intake.troubles
+        return Standing(
+            version=__version__,
+            started=self._began,
+            loaded=self._loaded,
+            sources=tuple(
+                SourceStanding(*tally, self._rates.of(tally.name), troubles.get(tally.name, ""))
+                for tally in self._intake.tallies
+            ),
+            doors=self._keeper.doors,
+            attempts=self._matcher.knockers,
+            opened=counted.opened,
+            closed=counted.closed,
+            refused=counted.refused,
+            stale=self._stale,
+            banned=len(self._bans),
+            firewall_errors=self._firewall_errors,
+            store_errors=counted.store_errors,
+            degraded=self._troubles.see(self._in_trouble(), time.time()),
+            overruns=self._intake.counters.overruns,
+            not_banned=self._bans.left_out,
         )
 
+    def _facts(self) -> Facts:
+        """What metrics are made of."""
+        return Facts(self.standing(), self._counts.counted(), tuple(Left(*left) for left in self._turns.left))
+
+    def _in_trouble(self) -> Iterator[Trouble]:
+        """What keeps knocks from opening doors now, or what would be lost."""
+        for name, why in self._intake.troubles.items():
+            yield Trouble("source", name, f"{name}: {why}", "what is logged there opens no door until it can be read")
+        for why, hint in self._firewall.troubles:
+            yield Trouble("firewall", why, why, hint)
+        if isinstance(self._store, NoStore):
+            yield Trouble("store", "", self._store.reason.message, self._store.reason.hint)
+        for error in self._keeper.troubles:
+            yield Trouble("store" if isinstance(error, StoreError) else "files", "", error.message, error.hint)
+        for why in self._turns.troubles:
+            yield Trouble("files", why, why, "`logknock status` says more of one-time files")
+        if self._bans.trouble is not None:
+            yield Trouble("bans", "", self._bans.trouble.message, self._bans.trouble.hint)
+        if self._control_trouble is not None:
+            yield Trouble("control", "", self._control_trouble.message, self._control_trouble.hint)
+        for trouble in self._exposition.troubles:
+            yield Trouble("metrics", trouble.message, trouble.message, trouble.hint)
+
+    def _tell_counters(self) -> None:
+        self._tell(standing.line(self.standing()))
+
     def _tell_intake(self, text: str, **fields: str) -> None:
-        self._tell(text, Level.WARNING, **fields)
+        self._tell(text, Level.WARNING, EVENT="lost" if "LOST" in fields else "source", **fields)
+
+    def _tell_metrics(self, text: str, bad: bool) -> None:
+        self._tell(text, Level.ERROR if bad else Level.NOTICE, EVENT="metrics")
 
     def _tell_turn(self, text: str, bad: bool) -> None:
-        self._tell(text, Level.WARNING if bad else Level.NOTICE)
+        self._tell(text, Level.WARNING if bad else Level.NOTICE, EVENT="onetime")
 
     def _tell(self, text: str, level: Level = Level.NOTICE, **fields: str) -> None:
         self._reporter.write(notice(text, level, **fields))
@@ -460,11 +575,3 @@ def _some(names: Iterable[str]) -> str:
     every = list(names)
     shown = every[:_NAMES_SHOWN]
     return ", ".join(shown) + (f" and {len(every) - len(shown)} more" if every[_NAMES_SHOWN:] else "")
-
-
-def _notify(state: str) -> None:
-    """Tell systemd, where it started us (sd_notify(3))."""
-    if "NOTIFY_SOCKET" in os.environ:
-        from systemd import daemon
-
-        daemon.notify(state)

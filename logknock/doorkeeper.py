@@ -6,12 +6,12 @@ one part that fails is told and counted, and keeps no other from being done.
 """
 
 import os
-from collections import defaultdict
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from . import report
 from .actions import ActionError, AllowFile, Runner, Told, command
@@ -19,12 +19,15 @@ from .errors import FirewallError, LogknockError
 from .firewall.sets import Sets, never_granted
 from .knock import Door, Grant
 from .report import Level, Line
-from .store import Store, StoreError
+from .standing import DoorStanding
+from .store import Store, StoredGrant, StoreError
 
 ALLOW_FOLDER = "allow"
 
 # So many ends of grants at a time: two milliseconds or so in which nothing else is done.
 _EXPIRE_BATCH = 64
+
+_WRITTEN_AGAIN = "the state database can be written again"
 
 
 @dataclass(slots=True)
@@ -34,10 +37,30 @@ class Counters:
     opened: int = 0
     closed: int = 0
     refused: int = 0
+    store_errors: int = 0
+
+
+class Hand(NamedTuple):
+    """Somebody opens a door without a knock: for how many seconds, and who."""
+
+    seconds: float
+    by: str
+
+
+class Open(NamedTuple):
+    """A door that is open; `left` is in seconds; by: who opened it by hand, empty: a knock did."""
+
+    door: str
+    src: bytes
+    left: float
+    by: str
 
 
 class Doorkeeper:
     """What is open, and what is done about it. `write` takes lines for the log.
+
+    What is opened by hand has the time that was asked for, however long the door's own is: after a restart, a reload
+    and a flush as before, and a knock meanwhile never shortens it.
 
     Times: `now` is time.monotonic(), `wall` is time.time(). A door's time begins when it opens, which is when its
     elements' time begins, and runs by the kernel's clock for elements, not by one that can be set: no step of it
@@ -55,7 +78,11 @@ class Doorkeeper:
         self._allowed: dict[str, dict[bytes, set[str]]] = defaultdict(dict)  # file, address, doors
         self._unwritten: set[str] = set()  # allow files that are not as they should be
         self._refused: set[tuple[str, bytes]] = set()  # what is held to, though the kernel has not opened it yet
-        self._troubles: dict[type[LogknockError], str] = {}  # what was told last of each kind
+        self._troubles: dict[type[LogknockError], LogknockError] = {}  # what was told last of each kind
+        self._opened: Counter[str] = Counter()  # of each door since the start
+        self._open_now: Counter[str] = Counter()
+        self._by_hand: dict[tuple[str, bytes], str] = {}  # who opened it, where nobody knocked
+        self.changed: Callable[[str, bytes], None] = _ignore  # told of each door that opens, is refreshed, or closes
 
     def use(self, doors: Iterable[Door]) -> None:
         """Go on with these doors; those that are gone are known until their last grant has ended."""
@@ -75,7 +102,7 @@ class Doorkeeper:
     def restore(self, wall: float, now: float) -> int:
         """Take over what a daemon before this one had open; how many doors that are. Sets.reconcile() opens them."""
         taken = ended = 0
-        for grant, _ in self._recorded(wall, now):
+        for grant, _, by in self._recorded(wall, now):
             door = self._doors.get(grant.door)
             if door is None:
                 self._note(f"door {grant.door} is gone, and what it was to do when it closes with it", Level.WARNING)
@@ -84,10 +111,11 @@ class Doorkeeper:
                 ended += 1
                 self._end(grant, door, "while logknock did not run", wall)
             else:
-                held = grant._replace(expires=min(grant.expires, now + door.timeout))
+                held = grant if by else grant._replace(expires=min(grant.expires, now + door.timeout))
                 if held != grant:  # the door's timeout is shorter now
                     self._record(self._store.opened, held, wall, now)
-                self._sets.hold(door, held)
+                self._sets.hold(self._as_opened(door, held, now, by), held)
+                self._open_now[held.door] += 1
                 self._allow(door, held.src)
                 taken += 1
         self.counters.closed += ended
@@ -96,30 +124,36 @@ class Doorkeeper:
         self.settle()
         return taken
 
-    def open(self, name: str, src: bytes, wall: float, now: float) -> str:
-        """Open the door; empty when it is open, or why it never opens for this address.
+    def open(self, name: str, src: bytes, wall: float, now: float, hand: Hand | None = None) -> str:
+        """Open the door, for a knock or by hand; empty when it is open, or why it never opens for this address.
 
         Raises FirewallError if the kernel refuses; the grant may be held to all the same (see Sets.open).
         """
         door = self._doors[name]
-        grant = Grant(name, src, now + door.timeout)
+        grant, by = self._ask(door, src, now, hand)
         reason = self._sets.refused(src)
         if reason is not None:
             self.counters.refused += 1
             return reason
-        refresh = self._sets.find(name, src) is not None and (name, src) not in self._refused
-        self._record(self._store.opened, grant, wall, now)
+        was_held = self._sets.find(name, src) is not None
+        refresh = was_held and (name, src) not in self._refused
+        self._record(self._store.opened, grant, wall, now, by)
         try:
-            self._sets.open(door, grant, now)
+            self._sets.open(self._as_opened(door, grant, now, by), grant, now)
         except FirewallError:
             if self._sets.find(name, src) is None:
+                self._by_hand.pop((name, src), None)
                 self._record(self._store.ended, grant, "not opened", wall)
             else:
                 self._allow(door, src)
                 if not refresh:
                     self._refused.add((name, src))
             raise
+        finally:
+            self._open_now[name] += (self._sets.find(name, src) is not None) - was_held
+            self.changed(name, src)
         self.counters.opened += 1
+        self._opened[name] += 1
         self._allow(door, src)
         if not refresh:
             self._begin(door, src)
@@ -134,6 +168,7 @@ class Doorkeeper:
             self._sets.close(name, src, now)
             self.counters.closed += 1
         finally:
+            self._gone(name, src)
             self._disallow(name, src)
             self._end(grant, self._doors[name], f"by {by}", wall)
         return report.revoked(grant, by)
@@ -148,16 +183,44 @@ class Doorkeeper:
             if was_open:
                 self.counters.closed += 1
                 self._write(report.closed(grant))
+            self._gone(grant.door, grant.src)
             self._disallow(grant.door, grant.src)
             self._end(grant, self._doors[grant.door], "timeout", wall)
         self.settle()
         return len(some) == _EXPIRE_BATCH
 
+    def listed(self, now: float) -> Iterator[Open]:
+        """All that is open as it is now; it may change meanwhile."""
+        for grant in self._sets.grants:
+            if grant.expires > now:
+                yield self._shown(grant, now)
+
+    def find(self, name: str, src: bytes, now: float) -> Open | None:
+        """The door as it is open for somebody."""
+        grant = self._sets.find(name, src)
+        return self._shown(grant, now) if grant is not None and grant.expires > now else None
+
+    def _shown(self, grant: Grant, now: float) -> Open:
+        return Open(grant.door, grant.src, grant.expires - now, self._by_hand.get((grant.door, grant.src), ""))
+
+    @property
+    def doors(self) -> tuple[DoorStanding, ...]:
+        """How the doors stand, those among them that are gone and still open for somebody."""
+        return tuple(DoorStanding(name, self._open_now[name], self._opened[name]) for name in self._doors)
+
+    @property
+    def troubles(self) -> list[LogknockError]:
+        """What cannot be recorded, or written for others, now."""
+        return list(self._troubles.values())
+
     def tidy(self) -> None:
         """What is to be done once a second or so."""
         try:
+            if StoreError in self._troubles:
+                self._store.try_write()
+                self._out_of_trouble(StoreError, _WRITTEN_AGAIN)
             self._store.trim()
-        except StoreError as error:  # that it works says nothing of whether the next row can be written
+        except StoreError as error:
             self._in_trouble(error)
         for name, src in [key for key in self._refused if self._sets.holds(key[1])]:
             if self._sets.find(name, src) is not None:
@@ -188,6 +251,30 @@ class Doorkeeper:
             self._note(f"{unfinished} commands did not run to their end; what closes a door runs at the next start")
 
     # ---- parts of an opening and of an end
+
+    def _ask(self, door: Door, src: bytes, now: float, hand: Hand | None) -> tuple[Grant, str]:
+        """Until when the door is to be open, and on whose word; what was opened by hand, a knock does not shorten."""
+        if hand is not None:
+            return Grant(door.name, src, now + hand.seconds), hand.by
+        grant = Grant(door.name, src, now + door.timeout)
+        by = self._by_hand.get((door.name, src), "")
+        known = self._sets.find(door.name, src) if by else None
+        if known is not None and known.expires > grant.expires:
+            return known, by
+        return grant, ""
+
+    def _as_opened(self, door: Door, grant: Grant, now: float, by: str) -> Door:
+        """The door as the sets are to have it: none is open for longer than its timeout (see Sets.open)."""
+        if not by:
+            self._by_hand.pop((door.name, grant.src), None)
+            return door
+        self._by_hand[door.name, grant.src] = by
+        return replace(door, timeout=grant.expires - now)
+
+    def _gone(self, name: str, src: bytes) -> None:
+        self._open_now[name] -= 1
+        self._by_hand.pop((name, src), None)
+        self.changed(name, src)
 
     def _begin(self, door: Door, src: bytes) -> None:
         self._refused.discard((door.name, src))
@@ -233,7 +320,7 @@ class Doorkeeper:
             self._in_trouble(ActionError(f"{self._folder}: {error.strerror}", hint))
         return set()
 
-    def _recorded(self, wall: float, now: float) -> list[Any]:
+    def _recorded(self, wall: float, now: float) -> list[StoredGrant]:
         try:
             return self._store.grants(wall, now)
         except StoreError as error:
@@ -247,14 +334,16 @@ class Doorkeeper:
         except StoreError as error:
             self._in_trouble(error)
         else:
-            self._out_of_trouble(StoreError, "the state database can be written again")
+            self._out_of_trouble(StoreError, _WRITTEN_AGAIN)
 
     # ---- telling
 
     def _in_trouble(self, error: LogknockError) -> None:
         """Say it once, until it is over."""
-        if self._troubles.get(type(error)) != error.message:
-            self._troubles[type(error)] = error.message
+        self.counters.store_errors += isinstance(error, StoreError)
+        known = self._troubles.get(type(error))
+        if known is None or known.message != error.message:
+            self._troubles[type(error)] = error
             self._note(error.words(), Level.ERROR)
 
     def _out_of_trouble(self, kind: type[LogknockError], text: str) -> None:
@@ -265,4 +354,8 @@ class Doorkeeper:
         self._write(report.command(told.door, told.src, told.text, bad=told.bad))
 
     def _note(self, text: str, level: Level = Level.NOTICE) -> None:
-        self._write(report.notice(text, level))
+        self._write(report.notice(text, level, EVENT="state"))
+
+
+def _ignore(_door: str, _src: bytes) -> None:
+    """Nobody wants to know."""

@@ -3,12 +3,21 @@
 Every error that may reach the command line is one of these; anything else that gets there is a bug.
 """
 
+import sys
+
 # sysexits.h, so that scripts can tell the cases apart.
 FAILURE = 1
 USAGE = 2
 UNAVAILABLE = 69
 NO_PERMISSION = 77
 BAD_CONFIG = 78
+
+# What to say besides, where the distribution's package of a module may be installed and is still not seen.
+UNSEEN_PACKAGES = (
+    ""
+    if any(path.endswith("/dist-packages") for path in sys.path)
+    else "; this Python does not see such packages: use /usr/bin/python3, or its `-m venv --system-site-packages`"
+)
 
 
 class LogknockError(Exception):

@@ -5,6 +5,7 @@ sources tell of it (T10). Rule 3: a source that fails is told of once and tried 
 """
 
 import asyncio
+import select
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, suppress
 from functools import partial
@@ -84,6 +85,15 @@ class Source(Protocol):
 
 
 @runtime_checkable
+class InTrouble(Protocol):
+    """What a source has besides that finds out by itself that it cannot be read, and goes on trying."""
+
+    @property
+    def trouble(self) -> str:
+        """Why it is not read; empty where it is."""
+
+
+@runtime_checkable
 class OfText(Protocol):
     """What a source of text has besides: how its records are read, which a reload replaces."""
 
@@ -106,13 +116,31 @@ class Intake:
         self._sources: dict[Key, Source] = {}
         self._copies: Copies | None = None
         self._waiting: dict[Key, asyncio.Handle] = {}  # looks at sources that are to come
-        self._failed: set[Key] = set()  # told of, and not looked at before the next second
+        self._failed: dict[Key, str] = {}  # and why: told of, and not looked at before the next second
         self._told_lost: dict[Key, int] = {}
+        self._unread: set[Key] = set()  # since a second ago: those that had something to read, or are asked
+
+    @property
+    def names(self) -> list[str]:
+        """What the sources that are read now are called."""
+        return [source.name for source in self._sources.values()]
 
     @property
     def tallies(self) -> list[Tally]:
         """What each source that is read now has read."""
         return [Tally(source.name, source.records, source.lost, source.ignored) for source in self._sources.values()]
+
+    @property
+    def troubles(self) -> dict[str, str]:
+        """Which sources cannot be read now, by name, and why."""
+        found = {source.name: source.trouble for source in self._sources.values() if isinstance(source, InTrouble)}
+        found |= {self._sources[key].name: why for key, why in self._failed.items()}
+        found |= dict.fromkeys(self._ended_names, "it has ended")
+        return {name: why for name, why in found.items() if why}
+
+    @property
+    def _ended_names(self) -> Iterator[str]:
+        return (source.name for source in self._sources.values() if getattr(source, "ended", False))
 
     @property
     def counters(self) -> Counters:
@@ -187,6 +215,15 @@ class Intake:
             if key in self._failed or not (source.interval or source.fileno() >= 0):
                 self._look_soon(key)
 
+    def neglected(self) -> list[str]:
+        """Sources with something to read that nobody has read since this was asked last; ask it once a second.
+
+        There is never one, unless something is wrong with this process.
+        """
+        found = [self._sources[key].name for key in self._unread & self._sources.keys() if key not in self._failed]
+        self._unread = {key for key, source in self._sources.items() if _is_due(source)}
+        return found
+
     def strangers(self, src: bytes) -> Iterator[tuple[float, Packet | None]]:
         """The last packets of a source of packets that no door heeded, and when they were read; None is a pause."""
         for source in self._sources.values():
@@ -232,7 +269,7 @@ class Intake:
             asyncio.get_running_loop().remove_reader(source.fileno())
         if key in self._waiting:
             self._waiting.pop(key).cancel()
-        self._failed.discard(key)
+        self._failed.pop(key, None)
 
     def _look_soon(self, key: Key) -> None:
         """Look with the next turn of the loop, unless that is to happen anyway."""
@@ -242,6 +279,7 @@ class Intake:
     def _look(self, key: Key) -> None:
         """Read a source, and see to it that it is read again."""
         self._waiting.pop(key, None)
+        self._unread.discard(key)
         source, loop = self._sources[key], asyncio.get_running_loop()
         try:
             more = self._read(source, self._receiver(key))
@@ -249,11 +287,11 @@ class Intake:
             if source.fileno() >= 0:
                 loop.remove_reader(source.fileno())
             if key not in self._failed:
-                self._failed.add(key)
                 self._tell(f"{source.name} cannot be read: {error.strerror}")
+            self._failed[key] = f"cannot be read: {error.strerror}"
             return
         if key in self._failed:
-            self._failed.discard(key)
+            del self._failed[key]
             self._tell(f"{source.name} can be read again")
             if source.fileno() >= 0 and not source.interval:
                 loop.add_reader(source.fileno(), self._look, key)
@@ -291,6 +329,17 @@ def _keys(config: Config) -> Iterator[Key]:
                 yield from ((name, str(path)) for path in config.files)
             case _:
                 yield (name,)
+
+
+def _is_due(source: Source) -> bool:
+    """Whether a source is to be read within a second: it is asked that often, or its descriptor says so."""
+    if getattr(source, "ended", False):
+        return False
+    if source.fileno() < 0 or source.interval:
+        return True
+    waiting = select.poll()
+    waiting.register(source.fileno(), select.POLLIN)
+    return bool(waiting.poll(0))
 
 
 def _from_elsewhere(loop: asyncio.AbstractEventLoop, look: Callable[[Key], None], key: Key) -> None:

@@ -179,7 +179,10 @@ class Socket:
                     refused = refusal(answer)
                     if refused is not None:
                         self._discard()
-                        raise refused
+                        try:
+                            raise refused
+                        finally:
+                            del refused  # it would hold itself, by its traceback, until the garbage collector runs
                 if answer.sequence != sequence:
                     continue
                 if answer.kind in (NLMSG_ERROR, NLMSG_DONE):
@@ -199,7 +202,10 @@ class Socket:
                     continue
                 refused = refusal(answer) if answer.kind == NLMSG_ERROR else None
                 if refused is not None:
-                    raise refused
+                    try:
+                        raise refused
+                    finally:
+                        del refused
                 if answer.kind in (NLMSG_ERROR, NLMSG_DONE):
                     yield found
                     return

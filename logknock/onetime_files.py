@@ -23,6 +23,7 @@ from typing import NamedTuple
 from .errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError, printable
 from .knock import MAX_SEQUENCE, Door, Sequence, Service
 from .onetime import MAX_LINE, Place, format_line, parse_knock, parse_line
+from .ownership import show_to_group
 
 # What is read at a time; more than MAX_LINE.
 CHUNK = 65_536
@@ -248,9 +249,10 @@ def named_twice(doors: Iterable[Door]) -> tuple[str, ...]:
 
 
 def write_new(path: Path, sequences: Iterable[Sequence]) -> None:
-    """Write a file that only its owner can read: whole and on the disk, or not at all; never over another one.
+    """Write a file: whole and on the disk, or not at all; never over another one.
 
-    Raises OnetimeError; where the file is there already, before the first of the sequences is asked for.
+    Only its owner can read it, and the group that the directory is shown to. Raises OnetimeError; where the file is
+    there already, before the first of the sequences is asked for.
     """
     try:
         if os.path.lexists(path):
@@ -258,6 +260,7 @@ def write_new(path: Path, sequences: Iterable[Sequence]) -> None:
         descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
         try:
             with open(descriptor, "wb") as file:
+                show_to_group(descriptor, path.parent)
                 file.write(_HEADER)
                 file.writelines(map(format_line, sequences))
                 file.flush()

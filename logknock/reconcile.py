@@ -80,9 +80,9 @@ class Reconciler:
         self._watch = Watch(sets.port)
         self._watch.look_for({name for door in config.doors for name in door.sets})
         self._own_name = Path("/proc/self/comm").read_text(encoding="utf-8", errors="replace").strip()
-        self._trouble = ""  # what is wrong with our rules and sets, until it is right again
+        self._trouble = self._hint = ""  # what is wrong with our rules and sets, until it is right again
         self._told = ""  # what was told of it
-        self._unfit: dict[str, str] = {}  # what is wrong with sets of others, as told
+        self._unfit: dict[str, FirewallError] = {}  # what is wrong with sets of others, by its message
         self._looking: asyncio.TimerHandle | None = None  # a look that is due
         self._news = False  # whether there is anything to tell when all is put back
         self._sound = True  # whether our own table is as it should be
@@ -104,6 +104,12 @@ class Reconciler:
     def trouble(self) -> str:
         """What the firewall refuses or lacks; empty: nothing."""
         return self._trouble or next(iter(self._unfit), "")
+
+    @property
+    def troubles(self) -> list[tuple[str, str]]:
+        """All that it refuses or lacks, each with a hint, which may be empty."""
+        ours = [(self._trouble, self._hint)] if self._trouble and self._trouble not in self._unfit else []
+        return [*ours, *((failure.message, failure.hint) for failure in self._unfit.values())]
 
     async def start(self) -> None:
         """Have the rules there before anything else is done, and listen from now on.
@@ -132,12 +138,16 @@ class Reconciler:
 
     def refused(self, error: FirewallError) -> None:
         """The kernel has refused something, and somebody was told: see in a moment whether it can be mended."""
-        self._trouble = self._trouble or error.message
+        self._note_trouble(error)
         self._told = self._told or error.message
+
+    def _note_trouble(self, error: LogknockError) -> None:
+        if not self._trouble:
+            self._trouble, self._hint = error.message, error.hint
 
     def in_trouble(self, error: LogknockError) -> None:
         """Say it once; it is over when the sets hold what they should."""
-        self._trouble = error.message
+        self._trouble, self._hint = error.message, error.hint
         if error.message != self._told:
             self._told = error.message
             self._tell(error.words(), Level.ERROR)
@@ -279,10 +289,10 @@ class Reconciler:
 
     def _note_unfit(self, failures: Iterable[FirewallError]) -> None:
         """Tell of each once, and when all is well again."""
-        known, self._unfit = self._unfit, {failure.message: failure.words() for failure in failures}
-        for message, words in self._unfit.items():
+        known, self._unfit = self._unfit, {failure.message: failure for failure in failures}
+        for message, failure in self._unfit.items():
             if message not in known:
-                self._tell(f"doors do without it: {words}", Level.ERROR)
+                self._tell(f"doors do without it: {failure.words()}", Level.ERROR)
         if known and not self._unfit:
             self._tell("all sets that doors name are there again", Level.NOTICE)
 
@@ -338,7 +348,7 @@ class Reconciler:
             self._say(f"the firewall has what it needs again; {back}", Level.NOTICE)
         elif self._news and self._restored:
             self._say(back, Level.NOTICE)
-        self._trouble = self._told = ""
+        self._trouble = self._hint = self._told = ""
         self._missing_since = 0.0
         self._news = False
 
@@ -349,7 +359,7 @@ class Reconciler:
         if not (restorable and self._is_restored):
             self.in_trouble(failure)
             return
-        self._trouble = self._trouble or failure.message
+        self._note_trouble(failure)
         self._missing_since = self._missing_since or time.monotonic()
         if not self._told and time.monotonic() > self._missing_since + _TOLD_AFTER:
             self.in_trouble(failure)

@@ -5,9 +5,11 @@ the log: what an attacker can cause at will is limited, and what was left out is
 """
 
 import contextlib
+import errno
 import os
 import select
 import socket
+from collections import deque
 from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
@@ -24,7 +26,44 @@ _DOORS_SHOWN = 4
 
 JOURNAL_SOCKET = "/run/systemd/journal/socket"
 
+# Entries that wait for a journald that has no room now: in a container its socket takes ten (net.unix.max_dgram_qlen,
+# which systemd raises on a machine), and a journald that is started anew takes none for a moment.
+MAX_WAITING = 1_000
+
 _PIPE_BUF = 4096  # what a pipe that is ready to be written takes whole (pipe(7))
+
+
+# What kind of event a line tells of, and the message id by which the journal's catalog explains it: see
+# packaging/systemd/logknock.catalog. An id is never given to another event.
+MESSAGE_IDS: Mapping[str, str] = {
+    "advanced": "5f48549b5a51464f9b5d5531e7ee94ef",
+    "failed": "078cf87d2bca47e0ac4eb6d5e7a7f70b",
+    "refused": "68ffac7a4dc54ee8b248d6f9d5923701",
+    "spent": "7e61e53cdc5a4b8483ca70e35eaee33c",
+    "granted": "3966ed31acbe41ba9b6e1c07195c6f29",
+    "revoked": "22ff2acdec654157b26febe0cbeb765d",
+    "expired": "0da15cebefb84dc4aed2451e263c1384",
+    "closed": "6d2ebdb2bf424ecc8f77a9a299977e0a",
+    "command": "d8d37de576d7424b8e0ab8741e670425",
+    "banned": "eb4659292d23440c9fd119552a1fce3c",
+    "unbanned": "ae97ce3f96d64066b41ceed487523034",
+    "ready": "afd9ffe8ee704b93af988c1e84093e51",
+    "stopped": "5ab866b2c35d476d97f112a1f8d729f7",
+    "reloaded": "dd9d3b9ede7e4afb93776af88b41e3af",
+    "not-reloaded": "6223d3be7be647b288f5b6c902789924",
+    "config": "1f5e26c20ed1497bb1b516098dd87bef",
+    "source": "3e8970d7f8004775be1d12d27a5d2193",
+    "lost": "94dda3cab5d04f0abe5e3c57e41f34e9",
+    "clock": "cc27ba91682342feb6755f487fa4fccf",
+    "firewall": "e066d16ce7af4e81a7b007ddcebf575a",
+    "state": "2a145f8e0a19452aa96a9e22c599ac81",
+    "onetime": "59d3800c7b1e441181630ed701b1cadc",
+    "bans": "f61191b4444c410f95ba79db5c057005",
+    "control": "46815efaf18d408dbc39268de92305bb",
+    "metrics": "27ac6e9245bf4215ba70544e021d6058",
+    "left-out": "a13b40f494e44458b6db1d1ed3042298",
+    "notice": "4c8d183f1c2f441f985c2799fa5a8814",
+}
 
 
 class Level(IntEnum):
@@ -37,7 +76,7 @@ class Level(IntEnum):
 
 
 class Line(NamedTuple):
-    """One line of the log, and its fields for the journal (without the LOGKNOCK_ in front)."""
+    """One line of the log, and its fields for the journal (without the LOGKNOCK_ in front): EVENT, and what it has."""
 
     level: Level
     text: str
@@ -73,8 +112,16 @@ def closed(grant: Grant) -> Line:
     return _line(Level.NOTICE, address_text(grant.src), grant.door, "command timeout, closed", "expired")
 
 
+def by_hand(door: str, src: bytes, by: str, seconds: float, reason: str) -> Line:
+    """Somebody opened a door without a knock, for so many seconds; reason: why it is not open, if so."""
+    if reason:
+        return _line(Level.WARNING, address_text(src), door, f"not opened by {by}: {reason}", "refused", BY=by)
+    words = f"opened by {by} for {seconds:.15g} s"
+    return _line(Level.NOTICE, address_text(src), door, words, "granted", BY=by, TIMEOUT=f"{seconds:.15g}")
+
+
 def revoked(grant: Grant, by: str) -> Line:
-    """A grant was ended by the sequence of the door `by`."""
+    """A grant was ended by the sequence of the door `by`, or by hand, by somebody."""
     return _line(Level.NOTICE, address_text(grant.src), grant.door, f"closed by {by}", "closed", BY=by)
 
 
@@ -98,8 +145,8 @@ def command(door: str, src: bytes, text: str, *, bad: bool) -> Line:
 
 
 def notice(text: str, level: Level = Level.NOTICE, **fields: str) -> Line:
-    """Something about the daemon itself."""
-    return Line(level, text, fields)
+    """Something about the daemon itself; its field EVENT is one of MESSAGE_IDS."""
+    return Line(level, text, {"EVENT": "left-out" if "LEFT_OUT" in fields else "notice", **fields})
 
 
 def _each(src: bytes, doors: tuple[str, ...]) -> Iterable[tuple[str, str]]:
@@ -151,17 +198,31 @@ class JournalLog:
 
     def __init__(self) -> None:
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._waiting: deque[bytes] = deque()
         self.dropped = 0
 
     def write(self, line: Line) -> None:
-        """Send the entry if that cannot block."""
+        """Send the entry if that cannot block, or keep it for settle()."""
         fields = {f"LOGKNOCK_{name}": value for name, value in line.fields.items()}
         fields |= {"MESSAGE": line.text, "PRIORITY": str(int(line.level)), "SYSLOG_IDENTIFIER": "logknock"}
+        fields["MESSAGE_ID"] = MESSAGE_IDS.get(line.fields.get("EVENT", ""), MESSAGE_IDS["notice"])
         entry = b"".join(_journal_field(name, value.encode(errors="replace")) for name, value in fields.items())
-        try:
-            self._socket.sendto(entry, JOURNAL_SOCKET)
-        except OSError:  # journald is gone, or full
+        if len(self._waiting) >= MAX_WAITING:
             self.dropped += 1
+            return
+        self._waiting.append(entry)
+        self.settle()
+
+    def settle(self) -> None:
+        """Send what waits, as far as that cannot block."""
+        while self._waiting:
+            try:
+                self._socket.sendto(self._waiting[0], JOURNAL_SOCKET)
+            except OSError as error:
+                if error.errno != errno.EMSGSIZE:
+                    return  # journald is full, or gone: it comes back
+                self.dropped += 1
+            self._waiting.popleft()
 
 
 def _journal_field(name: str, value: bytes) -> bytes:
@@ -181,13 +242,30 @@ def choose_log(environment: Mapping[str, str] = os.environ) -> Log:
     return StderrLog()
 
 
+class _Both(NamedTuple):
+    """Two logs."""
+
+    first: Log
+    second: Log
+
+    def write(self, line: Line) -> None:
+        """Write the line to both."""
+        self.first.write(line)
+        self.second.write(line)
+
+
 class Reporter:
     """Writes lines, those about attempts within a limit."""
 
     def __init__(self, log: Log) -> None:
         self._log = log
+        self._journal = log if isinstance(log, JournalLog) else None
         self._routine_left = ROUTINE_LINES_PER_SECOND
         self._left_out = 0
+
+    def also(self, log: Log) -> None:
+        """Write each line there too."""
+        self._log = _Both(self._log, log)
 
     def tell(self, told: Iterable[Told]) -> None:
         """Tell what became of a packet, unless too much of its kind is being said."""
@@ -210,6 +288,11 @@ class Reporter:
 
     def settle(self) -> None:
         """A second has passed: say what was left out of it, and begin a new one."""
+        if self._journal is not None:
+            self._journal.settle()
+            if self._journal.dropped:
+                dropped, self._journal.dropped = self._journal.dropped, 0
+                self._log.write(notice(f"{dropped} lines lost: the journal had no room", LEFT_OUT=str(dropped)))
         if self._left_out:
             self._log.write(
                 notice(f"{self._left_out} more lines about attempts left out", LEFT_OUT=str(self._left_out))

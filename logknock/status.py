@@ -45,12 +45,13 @@ class Running(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A door that is open; `opened` is in seconds since the epoch, `left` in seconds."""
+    """A door that is open; `opened` is in seconds since the epoch, `left` in seconds; by: who opened it by hand."""
 
     door: str
     address: str
     opened: float
     left: float
+    by: str
 
 
 class File(NamedTuple):
@@ -230,8 +231,8 @@ def _open_doors(reader: Reader, only: str) -> tuple[Open, ...]:
     now = time.monotonic()
     grants = [stored for stored in reader.grants(time.time(), now) if only in ("", stored.grant.door)]
     return tuple(
-        Open(door, address_text(src), opened, expires - now)
-        for (door, src, expires), opened in sorted(grants)
+        Open(door, address_text(src), opened, expires - now, by)
+        for (door, src, expires), opened, by in sorted(grants)
         if expires > now
     )
 

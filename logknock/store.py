@@ -85,6 +85,7 @@ _TABLES = (
     boot TEXT NOT NULL,
     mono REAL NOT NULL,
     wall REAL NOT NULL,
+    by TEXT NOT NULL,
     seal INTEGER NOT NULL,
     CHECK (expires - mono BETWEEN 0 AND {_LONGEST}),
     PRIMARY KEY (door, src)
@@ -126,10 +127,14 @@ class StateInUse(LogknockError):  # noqa: N818 - a state, as the operator reads 
 
 
 class StoredGrant(NamedTuple):
-    """A grant as it counts in this boot, and when its door opened (seconds since the epoch)."""
+    """A grant as it counts in this boot, and when its door opened (seconds since the epoch).
+
+    by: who granted it by hand; empty: a knock did.
+    """
 
     grant: Grant
     opened: float
+    by: str = ""
 
 
 class Entry(NamedTuple):
@@ -167,8 +172,11 @@ class Store(Protocol):
     def used(self, door: str, file: str) -> int:
         """How many sequences of the file were used at the door."""
 
-    def opened(self, grant: Grant, wall: float, mono: float) -> None:
-        """The door is open, or open for longer: `grant.expires` is in the clock of `mono`."""
+    def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
+        """The door is open, or open for longer: `grant.expires` is in the clock of `mono`.
+
+        by: who granted it by hand; empty: a knock did.
+        """
 
     def ended(self, grant: Grant, how: str, wall: float) -> None:
         """The grant is over; one that was refreshed since is another, and stays."""
@@ -182,6 +190,9 @@ class Store(Protocol):
 
     def history(self, limit: int) -> list[Entry]:
         """What happened last, the latest first."""
+
+    def try_write(self) -> None:
+        """See whether it can be written again, with what changes nothing."""
 
     def trim(self) -> None:
         """Forget what is too old, in a part small enough for the daemon's loop.
@@ -265,7 +276,8 @@ class Reader:
     def _records(self) -> list["_Record"]:
         """The sound ones; a row that makes no sense opens nothing."""
         with _told(self._path):
-            rows = self._db.execute("SELECT door, src, expires, opened, boot, mono, wall, seal FROM grants").fetchall()
+            query = "SELECT door, src, expires, opened, boot, mono, wall, by, seal FROM grants"
+            rows = self._db.execute(query).fetchall()
         return [record for row in rows if (record := _Record.from_row(row)) is not None]
 
 
@@ -301,11 +313,12 @@ class SQLiteStore(Reader):
         with self._transaction() as run:
             run(_MOVE, (door, file, place.line, place.offset, _pack(place.last), 0))
 
-    def opened(self, grant: Grant, wall: float, mono: float) -> None:
-        record = _Record(grant, wall, self._boot, mono, wall)
+    def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
+        record = _Record(grant, wall, self._boot, mono, wall, by)
+        detail = f"{grant.expires - mono:.0f} s" + (f", by {by}" if by else "")
         with self._transaction() as run:
             run(_GRANT, record.row())
-            self._tell(run, Entry(wall, "opened", grant.door, grant.src, f"{grant.expires - mono:.0f} s"))
+            self._tell(run, Entry(wall, "opened", grant.door, grant.src, detail))
 
     def ended(self, grant: Grant, how: str, wall: float) -> None:
         with self._transaction() as run:
@@ -322,6 +335,11 @@ class SQLiteStore(Reader):
                 for record in moved:
                     run(_GRANT, record.row())
         return [record.stored() for record in now]
+
+    def try_write(self) -> None:
+        self._see_files()
+        with self._transaction() as run:
+            run(f"PRAGMA user_version = {_SCHEMA}")  # as it is: a page is written all the same
 
     def trim(self) -> None:
         self._see_files()
@@ -392,7 +410,7 @@ class SQLiteStore(Reader):
         run("INSERT INTO history (wall, event, door, src, detail) VALUES (?, ?, ?, ?, ?)", entry)
 
 
-_GRANT = "INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
+_GRANT = "INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _MOVE = """INSERT INTO places VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (door, file) DO UPDATE
 SET line = excluded.line, offset = excluded.offset, last = excluded.last, used = used + excluded.used"""
 
@@ -421,7 +439,7 @@ class NoStore:
     def used(self, door: str, file: str) -> int:
         raise self.reason
 
-    def opened(self, grant: Grant, wall: float, mono: float) -> None:
+    def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
         pass
 
     def ended(self, grant: Grant, how: str, wall: float) -> None:
@@ -432,6 +450,9 @@ class NoStore:
 
     def history(self, limit: int) -> list[Entry]:
         return []
+
+    def try_write(self) -> None:
+        raise self.reason
 
     def trim(self) -> None:
         pass
@@ -665,6 +686,7 @@ class _Record(NamedTuple):
     boot: str
     mono: float
     wall: float
+    by: str = ""
 
     @classmethod
     def from_row(cls, row: Any) -> Self | None:
@@ -673,15 +695,15 @@ class _Record(NamedTuple):
         The seal is no secret, and the name goes to the log: it has to be one that a door can have.
         """
         match row:
-            case (str(), bytes(src), float(expires), float(opened), str(boot), float(mono), float(wall), int(seal)):
+            case (str(), bytes(src), float(expires), float(opened), str(), float(mono), float(wall), str(by), int()):
                 sound = math.isfinite(opened) and math.isfinite(wall) and 0 <= expires - mono <= _LONGEST
                 named = 0 < len(row[0]) <= _LONGEST_NAME and row[0].isascii() and row[0].isprintable()
-                if sound and named and len(src) in (4, 16) and seal == _seal(row[:-1]):
-                    return cls(Grant(*row[:3]), opened, boot, mono, wall)
+                if sound and named and by.isprintable() and len(src) in (4, 16) and row[-1] == _seal(row[:-1]):
+                    return cls(Grant(*row[:3]), *row[3:-1])
         return None
 
     def row(self) -> tuple[str | bytes | float, ...]:
-        values = (*self.grant, self.opened, self.boot, self.mono, self.wall)
+        values = (*self.grant, *self[1:])
         return (*values, _seal(values))
 
     def in_boot(self, boot: str, wall: float, mono: float) -> "_Record":
@@ -693,7 +715,7 @@ class _Record(NamedTuple):
         return self._replace(grant=self.grant._replace(expires=mono + left), boot=boot, mono=mono, wall=wall)
 
     def stored(self) -> StoredGrant:
-        return StoredGrant(self.grant, self.opened)
+        return StoredGrant(self.grant, self.opened, self.by)
 
 
 def _seal(values: tuple[object, ...]) -> int:

@@ -11,7 +11,7 @@ import re
 import stat
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -138,23 +138,39 @@ def _key_text(path: KeyPath) -> str:
 # ---- files
 
 
-def read_files(path: Path, report: Report) -> list[tuple[Path, dict[str, Any]]]:
-    """What the file and its neighbours conf.d/*.toml say, in the order in which they count."""
+def read_files(path: Path, report: Report, credentials: Path | None = None) -> list[tuple[Path, dict[str, Any]]]:
+    """What the file and its neighbours conf.d/*.toml say, in the order in which they count; then credentials/*.toml."""
     files = [(path, read_file(path, report))]
     if path not in report.texts:  # not even opened: what is beside it does not matter
         return []
-    folder = path.parent / "conf.d"
+    files += _read_folder(path.parent / "conf.d", report, of_service=False)
+    if credentials is not None:
+        files += _read_folder(credentials, report, of_service=True)
+    return [(file, data) for file, data in files if data is not None]
+
+
+def credentials_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where systemd has put this service's credentials (systemd.exec(5)); None: it has none."""
+    name = environment.get("CREDENTIALS_DIRECTORY", "")
+    return Path(name) if name else None
+
+
+def _read_folder(folder: Path, report: Report, *, of_service: bool) -> list[tuple[Path, dict[str, Any] | None]]:
+    """What the files in it say, by name; `of_service`: all of it may belong to a user of its own, for root to read."""
+    files: list[tuple[Path, dict[str, Any] | None]] = []
     try:
         with _opened(folder, os.O_DIRECTORY) as descriptor:
-            if _is_ours(os.fstat(descriptor), folder, report):
+            status = os.fstat(descriptor)
+            owner = status.st_uid if of_service and os.geteuid() == 0 else os.geteuid()
+            if _is_ours(status, folder, report, owner):
                 for name in sorted(os.listdir(descriptor)):
                     if name.endswith(".toml") and not name.startswith("."):
-                        files.append((folder / name, read_file(folder / name, report, descriptor)))
+                        files.append((folder / name, read_file(folder / name, report, descriptor, owner)))
     except FileNotFoundError:
         pass  # it need not exist
     except OSError as error:
         _cannot_read(folder, error, report)
-    return [(file, data) for file, data in files if data is not None]
+    return files
 
 
 @contextmanager
@@ -166,8 +182,11 @@ def _opened(path: Path | str, flags: int = 0, folder: int | None = None) -> Iter
         os.close(descriptor)
 
 
-def read_file(path: Path, report: Report, folder: int | None = None) -> dict[str, Any] | None:
-    """What the file says (found by its name in `folder`, where that is given); None, and a note, if nothing counts."""
+def read_file(path: Path, report: Report, folder: int | None = None, owner: int | None = None) -> dict[str, Any] | None:
+    """What the file says (found by its name in `folder`, where that is given); None, and a note, if nothing counts.
+
+    owner: to whom it may belong besides root; None: to the process's user.
+    """
     try:
         with _opened(path if folder is None else path.name, folder=folder) as descriptor:
             report.texts[path] = ""
@@ -176,7 +195,7 @@ def read_file(path: Path, report: Report, folder: int | None = None) -> dict[str
                 kind = "a directory" if stat.S_ISDIR(status.st_mode) else "no regular file"
                 report.unread(path, f"is {kind}", "the configuration is a file of TOML")
                 return None
-            if not _is_ours(status, path, report):
+            if not _is_ours(status, path, report, os.geteuid() if owner is None else owner):
                 return None
             with open(descriptor, "rb", closefd=False) as stream:
                 data = stream.read(MAX_BYTES + 1)
@@ -198,14 +217,17 @@ def _cannot_read(path: Path, error: OSError, report: Report) -> None:
         report.unread(path, f"cannot be read: {error.strerror}", hint)
 
 
-def _is_ours(status: os.stat_result, path: Path, report: Report) -> bool:
-    """Note who else has a hand in it. False where its words may be theirs: what others merely read is read on."""
+def _is_ours(status: os.stat_result, path: Path, report: Report, owner: int) -> bool:
+    """Note who else than root and the owner has a hand in it.
+
+    False where its words may be theirs: what others merely read is read on.
+    """
     folder = stat.S_ISDIR(status.st_mode)
     refused = _WRITE if folder else _READ_OR_WRITE
     if found := [words for bit, words in refused.items() if status.st_mode & bit]:
         change = f"chmod {'go-w' if folder else 'g-w,o-rwx'} {quote(str(path))}"
         report.errors.append(Note(path, (), f"can be {' and '.join(found)}, and it holds what to knock", change))
-    foreign = status.st_uid not in (0, os.geteuid())
+    foreign = status.st_uid not in (0, owner)
     if foreign:
         message = f"belongs to another user (uid {status.st_uid})"
         report.errors.append(Note(path, (), message, f"chown {os.geteuid() or 'root'} {quote(str(path))}"))

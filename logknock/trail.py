@@ -11,6 +11,7 @@ from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
 
+from .counts import Counts
 from .knock import (
     Advanced,
     Attempt,
@@ -321,23 +322,35 @@ _Entry = Advanced | tuple[Packet, Sequence[Told]] | _Ended
 
 
 class Memory:
-    """The last packets of everybody, cheap to keep: one append each; findings are made of them when somebody asks."""
+    """The last packets of everybody, cheap to keep: one append each; findings are made of them when somebody asks.
+
+    counts: whatever passes here is counted there, the events of each packet once.
+    """
 
     def __init__(self, most: int = MAX_KEPT) -> None:
+        self.counts = Counts()
+        self._begun = self.counts.begun
         # What one packet can cause is apart from what took more.
         self._beginnings: deque[_Entry] = deque(maxlen=most)
         self._further: deque[_Entry] = deque(maxlen=most)
 
     def keep(self, packet: Packet, told: Sequence[Told]) -> None:
         """Remember the packet for a while, and whom it made give way."""
-        if len(told) == 1 and type(told[0]) is Advanced and told[0].stage == 1:  # as in a flood: nothing else is kept
-            self._beginnings.append(told[0])
+        # As in a flood: nothing else is kept. (A field by its number takes half as long as by its name.)
+        if len(told) == 1 and type(first := told[0]) is Advanced and first[2] == 1:
+            self._beginnings.append(first)
+            try:
+                self._begun[id(first[1])].times += 1
+            except KeyError:
+                self.counts.begin(first.doors)
             return
+        self.counts.see(told)
         further = not _is_first(packet, told) and any(map(_is_further, told))
         (self._further if further else self._beginnings).append((packet, told))
 
-    def keep_ended(self, events: Iterable[Event], now: float) -> None:
+    def keep_ended(self, events: Sequence[Event], now: float) -> None:
         """Remember attempts that have ended without a packet."""
+        self.counts.see(events)
         few: list[Event] = []
         many: list[Event] = []
         for event in events:

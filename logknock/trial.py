@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from .errors import FAILURE, NO_PERMISSION, LogknockError
+from .ownership import give_to_owner
 
 # Seconds until a decision is noticed: too short for anybody to wait for, too long to cost anything.
 POLL = 0.1
@@ -130,7 +131,7 @@ def start(runtime: Path, seconds: float, undo: Callable[[], Outcome]) -> Trial:
     try:
         path.unlink(missing_ok=True)  # of a trial that nobody ended
         held = os.open(path, _OPEN | os.O_CREAT | os.O_EXCL, 0o600)
-        _give_to_owner(held, runtime)
+        give_to_owner(held, runtime)
         fcntl.flock(held, fcntl.LOCK_EX)
         trial = Trial(path, os.open(path, _OPEN))
         trial.note(f"unless confirmed, undone at {time.strftime('%F %T %z', time.localtime(time.time() + seconds))}")
@@ -235,17 +236,10 @@ def _open_lock(runtime: Path) -> int:
         runtime.mkdir(mode=0o755, parents=True, exist_ok=True)
         # Not the directory itself: whoever can read that could hold its lock, and no undo would ever happen.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
-        _give_to_owner(descriptor, runtime)
+        give_to_owner(descriptor, runtime)
         return descriptor
     except OSError as error:
         raise file_error(path, error) from None
-
-
-def _give_to_owner(descriptor: int, folder: Path) -> None:
-    """What root makes is the directory's owner's: a daemon that is not root has to look at it. Raises OSError."""
-    owner = folder.stat()
-    if os.geteuid() == 0 and owner.st_uid != os.fstat(descriptor).st_uid:
-        os.fchown(descriptor, owner.st_uid, owner.st_gid)
 
 
 def file_error(path: Path, error: OSError) -> LogknockError:
@@ -253,4 +247,6 @@ def file_error(path: Path, error: OSError) -> LogknockError:
     if isinstance(error, PermissionError):
         return LogknockError(f"{path}: {error.strerror}", "run it as root", NO_PERMISSION)
     hint = "[paths] state and runtime of the configuration name the directories"
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        hint = "make room on its file system; what was there before stays in force"
     return LogknockError(f"{path}: {error.strerror}", hint, FAILURE)

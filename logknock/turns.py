@@ -55,6 +55,13 @@ class _File:
         """How many sequences are left; None: not counted yet."""
         return None if self.counted is None else self.counted[0] - (self.uses - self.counted[1])
 
+    @property
+    def trouble(self) -> str:
+        """Why nothing of it opens its door; empty where something does, or that is not known yet."""
+        if self.told:
+            return f"{self.door}: {self.told}"
+        return f"{self.door}: {self.path} is used up: it opens nothing" if self.left == 0 else ""
+
 
 class Turns:
     """The files of all doors. `plant(door, file, sequence)` is told which sequence counts, None for none."""
@@ -73,6 +80,16 @@ class Turns:
         self._files = {key: self._files.get(key) or _File(*key) for key in wanted}
         self._busy = deque(file for file in self._busy if self._files.get((file.door, file.path)) is file)
         self.look()
+
+    @property
+    def troubles(self) -> list[str]:
+        """Which files open nothing, and why."""
+        return [trouble for file in self._files.values() if (trouble := file.trouble)]
+
+    @property
+    def left(self) -> list[tuple[str, str, int]]:
+        """How many sequences are left, by door and file, where that is known."""
+        return [(*key, file.left) for key, file in self._files.items() if file.left is not None]
 
     def look(self) -> None:
         """See which files have changed, or could not be read; call it once a second or so, and `work` after it."""

@@ -230,7 +230,13 @@ def test_what_the_kernel_refuses_is_told_once_and_tried_again(gateway: Host, ban
     assert "set inet logknock banned4 is missing" in line.text
     assert "rules apply" in line.text
     assert len(bans) == 0
+    bans.settle(NOW)
+    assert bans.trouble is not None
+    assert "scanners are not banned: set inet logknock banned4 is missing" in bans.trouble.message
     gateway.nft(TABLE)
+    bans.settle(NOW)
+    assert bans.trouble is None, "it is over as soon as somebody could be banned"
+    assert listed(gateway) == {}
     catch(bans, "203.0.113.7")
     assert set(listed(gateway)) == {"203.0.113.7"}
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from logknock.errors import BAD_CONFIG, NO_PERMISSION, LogknockError
+from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError
 
 from .netns import pair
 
@@ -121,7 +121,7 @@ def test_every_error_is_a_line_with_its_hint_below_and_exit_78(tmp_path: Path) -
     assert (done.returncode, done.stdout) == (BAD_CONFIG, "")
     assert done.stderr.splitlines() == [
         f"logknock: {path}:1: surce: unknown key",
-        "hint: known here: log, firewall, scan, paths, doors",
+        "hint: known here: log, firewall, scan, metrics, paths, doors",
         f"logknock: {path}:5: doors.ssh.timeout: 30 has no unit",
         'hint: write "30s"',
         f"logknock: {path}:6: doors.ssh.close: unknown key",
@@ -256,3 +256,28 @@ def test_the_help_shows_an_example() -> None:
     assert "logknock check -c ./logknock.toml" in done.stdout
     assert "77" in done.stdout
     assert "78" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("text", "code"),
+    [
+        pytest.param("", FAILURE, id="nothing but a file"),
+        pytest.param('[firewall]\ntrusted = ["192.0.2.0/24"]\n', FAILURE, id="all but a door"),
+        pytest.param("[doors]\n", FAILURE, id="a place for doors"),
+        pytest.param(DOOR, 0, id="a door"),
+        pytest.param(DOOR.replace("22/tcp", "no port"), 0, id="a door with a mistake, which run tells"),
+        pytest.param("[firewal]\n", 0, id="no door and a mistake"),
+        pytest.param("[doors", 0, id="no TOML"),
+    ],
+)
+def test_whether_there_is_any_door(tmp_path: Path, text: str, code: int) -> None:
+    """What the unit asks before it starts: 1 skips it, and what is wrong otherwise is for `logknock run` to tell."""
+    path = write(tmp_path, text)
+    done = run("--any-door", "-c", path)
+    assert (done.returncode, done.stdout) == (code, "")
+    told = f"logknock: {path}: no door is configured yet: there is nothing to do\n"
+    assert done.stderr == (told if code else "")
+
+
+def test_a_configuration_that_is_not_there_is_for_run_to_tell(tmp_path: Path) -> None:
+    assert run("--any-door", "-c", tmp_path / "none.toml").returncode == 0

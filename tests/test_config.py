@@ -12,7 +12,8 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from logknock.config import Config, ConfigError, Firewall, PortRange, Scan, load
+from logknock.config import Config, ConfigError, Firewall, Metrics, PortRange, Scan, load
+from logknock.config_values import Endpoint
 from logknock.knock import Door, Service, SetName, TcpFlags
 from logknock.packet import FIN, SYN, TCP, UDP
 from logknock.records import Wanted
@@ -48,6 +49,9 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
         within = "1s"
         ban = "1d"
         counts = ["syn", "tcp"]
+        [metrics]
+        listen = "[::1]:9141"
+        textfile = "/x/logknock.prom"
         [paths]
         state = "/var/lib/x"
         runtime = "/run/x"
@@ -96,6 +100,7 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
             restore=False,
         ),
         scan=Scan(ports=5, within=1.0, ban=86400.0, counts=frozenset({"syn", "tcp"})),
+        metrics=Metrics(Endpoint("::1", 9141), Path("/x/logknock.prom")),
         state=Path("/var/lib/x"),
         runtime=Path("/run/x"),
         doors=(
@@ -300,7 +305,7 @@ def test_the_same_door_in_two_files_is_an_error_that_names_both(tmp_path: Path) 
 good = st.sampled_from(
     ["7000/tcp", "22/tcp", "9/udp", "30s", "1h30m", "syn", "inet t s", "a", "b", "10.0.0.0/8", "::/0", "/x", "nflog"]
 )
-named = [field.name for kind in (Config, Firewall, Scan, Door) for field in fields(kind)]
+named = [field.name for kind in (Config, Firewall, Scan, Metrics, Door) for field in fields(kind)]
 keys = st.sampled_from([*named, "log", "paths", "prefix", "a", "b"])
 shaped = st.dictionaries(keys, good | st.lists(good, max_size=4) | values, max_size=6)
 files = st.fixed_dictionaries(
@@ -309,6 +314,7 @@ files = st.fixed_dictionaries(
         "log": shaped | values,
         "firewall": shaped | values,
         "scan": shaped | values,
+        "metrics": shaped | values,
         "paths": shaped | values,
         "doors": st.dictionaries(keys, shaped, max_size=3) | values,
         "x": values,
@@ -380,16 +386,16 @@ def test_the_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
 
 def test_every_key_is_documented_with_its_default(tmp_path: Path) -> None:
     """The keys of each table are those of the page's, in its table and in the block that writes out the defaults."""
-    _, hints = errors(
-        write(tmp_path, "[log]\nzzz=1\n[firewall]\nzzz=1\n[scan]\nzzz=1\n[paths]\nzzz=1\n[doors.ssh]\nzzz=1")
-    )
+    shared = ("log", "firewall", "scan", "metrics", "paths")
+    _, hints = errors(write(tmp_path, "".join(f"[{name}]\nzzz=1\n" for name in (*shared, "doors.ssh"))))
     known = [set(hint.removeprefix("known here: ").split(", ")) for hint in hints if hint.startswith("known here")]
     written = tomllib.loads(BLOCKS[-1])
-    tables = [written["log"], written["firewall"], written["scan"], written["paths"], written["doors"]["ssh"]]
+    tables = [*(written.get(name, {}) for name in shared), written["doors"]["ssh"]]
     absent = [
         {"journal", "file"},
         set(),
         set(),
+        {"listen", "textfile"},
         set(),
         {"onetime", "on_open_6", "on_close_6"},
     ]  # left out is not any value

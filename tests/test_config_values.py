@@ -116,6 +116,42 @@ PATHS: Claims = {
     "a directory in somebody's home": ('runtime = "~/run"', "'~/run' is no absolute path", "begin it with /"),
     "a path that the kernel cannot take": (r'state = "/a\u0000b"', r"'/a\x00b' is no absolute path", "begin it with /"),
 }
+ENDPOINT_HINT = 'write "127.0.0.1:9141", "[::1]:9141" or "unix:/run/logknock/metrics.sock"'
+PROXY_HINT = 'write "127.0.0.1:9141", and put a reverse proxy with TLS in front of it where other hosts are to read it'
+METRICS: Claims = {
+    "every address": ('listen = "0.0.0.0:9141"', "0.0.0.0 is not this host alone", PROXY_HINT),
+    "another host's address": ('listen = "192.0.2.7:9141"', "192.0.2.7 is not this host alone", PROXY_HINT),
+    "every address, IPv6": ('listen = "[::]:9141"', ":: is not this host alone", PROXY_HINT),
+    "T27: loopback, v4-mapped": (
+        'listen = "[::ffff:127.0.0.1]:9141"',
+        "::ffff:127.0.0.1 is not this host alone",
+        PROXY_HINT,
+    ),
+    "T27: loopback with a zone": ('listen = "[::1%lo]:9141"', "::1%lo is not this host alone", PROXY_HINT),
+    "a host's name": ('listen = "localhost:9141"', "'localhost:9141' is no address and port", ENDPOINT_HINT),
+    "a port alone": ('listen = ":9141"', "':9141' is no address and port", ENDPOINT_HINT),
+    "an address without a port": ('listen = "127.0.0.1"', "'127.0.0.1' is no address and port", ENDPOINT_HINT),
+    "IPv6 without brackets": ('listen = "::1:9141"', "'::1:9141' is no address and port", 'write "[::1]:9141"'),
+    "IPv4 in brackets": ('listen = "[127.0.0.1]:9141"', "'[127.0.0.1]:9141' is no address and port", ENDPOINT_HINT),
+    "port 0": ('listen = "127.0.0.1:0"', "127.0.0.1:0 is no port (1-65535)", ""),
+    "a port that is a number": (
+        "listen = 9141",
+        "must be text, not a whole number",
+        'write it in quotes, like "127.0.0.1:9141"',
+    ),
+    "a relative socket": ('listen = "unix:metrics.sock"', "'metrics.sock' is no absolute path", "begin it with /"),
+    "a path too long for a socket": (
+        f'listen = "unix:/{"x" * 107}"',
+        f"'unix:/{'x' * 107}' is too long for a socket",
+        "107 bytes are the most",
+    ),
+    "a file that node_exporter does not read": (
+        'textfile = "/var/lib/logknock.txt"',
+        "'/var/lib/logknock.txt' does not end with .prom",
+        "node_exporter reads no other file",
+    ),
+    "a relative file": ('textfile = "x.prom"', "'x.prom' is no absolute path", "begin it with /"),
+}
 UNIT_HINT = 'write it as nft does: "30s", "1h30m", "2d", "500ms"'
 SET_HINT = 'write family (ip, ip6, inet), table and name: "inet filter allowed4"'
 NAME_HINT = "letters, digits and _ . / -, the first a letter, _ or ."
@@ -229,7 +265,13 @@ def cases(table: str, claims: Claims) -> list[Any]:
 
 @pytest.mark.parametrize(
     ("table", "line", "message", "hint"),
-    [*cases("log", LOG), *cases("firewall", FIREWALL), *cases("paths", PATHS), *cases("doors.ssh", DOORS)],
+    [
+        *cases("log", LOG),
+        *cases("firewall", FIREWALL),
+        *cases("metrics", METRICS),
+        *cases("paths", PATHS),
+        *cases("doors.ssh", DOORS),
+    ],
 )
 def test_a_wrong_value_is_one_error_with_its_line_and_a_hint(
     tmp_path: Path, table: str, line: str, message: str, hint: str

@@ -11,17 +11,19 @@ import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from logknock import control
-from logknock.control import MAX_CLIENTS, MAX_REQUEST, NAME, Answer, Control, ControlError, ask
+from logknock import control, feed
+from logknock.control import MAX_CLIENTS, MAX_REQUEST, NAME, Answer, Control, ControlError, Peer, Said, ask
 from logknock.errors import LogknockError
+from logknock.feed import MAX_WATCHERS, QUEUED
 
 MANY = 200_000  # answers: far more than a socket's buffer holds
 
 
-def answers(request: Answer) -> Iterator[Answer | None]:
+def answers(request: Answer, peer: Peer) -> Iterator[Said]:
     match request.get("do"):
         case "count":
             for number in range(int(request["to"])):
@@ -30,26 +32,55 @@ def answers(request: Answer) -> Iterator[Answer | None]:
         case "fail":
             yield {"number": 0}
             raise LogknockError("that does not go", "do something else")
+        case "who":
+            yield {"uid": peer.uid, "name": peer.name, "text": str(peer)}
+        case "wait":
+            yield 0.2
+            yield {"waited": True}
+        case "watch":
+            yield "watch"
+            for number in range(int(request.get("first", 1))):
+                yield {"first": number}
         case _:
             raise LogknockError(f"{request.get('do')!r} is nothing")
 
 
+class Served:
+    """A control socket in a loop of its own."""
+
+    control: Control
+    loop: asyncio.AbstractEventLoop
+
+    def put(self, *said: Answer) -> None:
+        """Something happens."""
+        for each in said:
+            self.loop.call_soon_threadsafe(self.control.feed.put, each)
+
+    def put_latest(self, said: Answer) -> None:
+        self.loop.call_soon_threadsafe(self.control.feed.put_latest, said)
+
+
 @pytest.fixture
-def runtime(tmp_path: Path) -> Iterator[Path]:
-    """A control socket that is served in a loop of its own."""
+def served() -> Served:
+    return Served()
+
+
+@pytest.fixture
+def runtime(tmp_path: Path, served: Served) -> Iterator[Path]:
+    """Where that is served."""
     ready, done = threading.Event(), None
     failures: list[BaseException] = []
 
     async def serve() -> None:
         nonlocal done
         done = asyncio.Event()
-        served = Control(tmp_path / "run", answers)
-        await served.open()
+        control = served.control = Control(tmp_path / "run", answers)
+        await control.open()
         ready.set()
         await done.wait()
-        await served.close()
+        await control.close()
 
-    loop = asyncio.new_event_loop()
+    loop = served.loop = asyncio.new_event_loop()
 
     def run() -> None:
         try:
@@ -151,7 +182,7 @@ def turns_of(runtime: Path, count: int, questions: int = 1) -> list[int]:
     """In which turn of the loop each of so many answers to a question is made; all questions come at once."""
     turn, found = 0, list[int]()
 
-    def pulled(request: Answer) -> Iterator[Answer | None]:
+    def pulled(request: Answer, _peer: Peer) -> Iterator[Said]:
         for number in range(count):
             found.append(turn)
             yield {"number": number} if number % 2 else None
@@ -240,6 +271,199 @@ def test_who_is_refused_at_once_learns_why(runtime: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(control, "_may_ask", lambda peer: False)
     for _ in range(20):
         assert refused(runtime) == "not permitted"
+
+
+def test_who_asks_is_what_the_kernel_says(runtime: Path) -> None:
+    assert list(ask(runtime, "who")) == [{"uid": 0, "name": "root", "text": "root (uid 0)"}]
+
+
+def test_who_has_no_name_here_has_a_number(runtime: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(control, "_USERS", tmp_path / "none")
+    assert list(ask(runtime, "who")) == [{"uid": 0, "name": "", "text": "uid 0"}]
+
+
+def test_a_wait_is_no_work(runtime: Path) -> None:
+    begin = time.monotonic()
+    waiting = [ask(runtime, "wait") for _ in range(3)]
+    assert list(ask(runtime, "count", to=1)) == [{"number": 0}]
+    assert [list(each) for each in waiting] == [[{"waited": True}]] * 3
+    assert time.monotonic() - begin >= 0.2
+
+
+def test_several_who_ask_at_once_share_a_turn_s_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However many there are, what is done for them between two reads is one turn's work."""
+    monkeypatch.setattr(control, "TURN", 0.0)
+    turn, found = 0, list[int]()
+
+    def pulled(request: Answer, _peer: Peer) -> Iterator[Said]:
+        for number in range(50):
+            found.append(turn)
+            yield {"number": number}
+
+    async def serve() -> None:
+        nonlocal turn
+        loop = asyncio.get_running_loop()
+
+        def tick() -> None:
+            nonlocal turn
+            turn += 1
+            loop.call_soon(tick)
+
+        one = Control(tmp_path, pulled)
+        await one.open()
+        tick()
+        lines = b'{"version": 1, "do": "count"}\n'
+        await asyncio.gather(*(loop.run_in_executor(None, said, tmp_path, lines) for _ in range(4)))
+        await one.close()
+
+    asyncio.run(serve())
+    assert len(found) == len(set(found)) == 200
+
+
+# ---- those who watch
+
+
+def watching(runtime: Path, **details: Any) -> tuple[socket.socket, Iterator[dict[str, Any]]]:
+    """A watcher that has had its first answers, and what comes from there on."""
+    wire = connect(runtime)
+    wire.sendall(json.dumps({"version": 1, "do": "watch", **details}).encode() + b"\n")
+    lines = map(json.loads, iter(wire.makefile("rb").readline, b""))
+    for number in range(details.get("first", 1)):
+        assert next(lines) == {"first": number}
+    return wire, lines
+
+
+def test_who_watches_hears_what_happens_after_what_it_asked_for(runtime: Path, served: Served) -> None:
+    assert not served.control.feed.watched
+    wire, lines = watching(runtime, first=1000)
+    with wire:
+        assert served.control.feed.watched
+        served.put({"event": 1}, {"event": 2})
+        assert [next(lines), next(lines)] == [{"event": 1}, {"event": 2}]
+
+
+def test_what_happens_while_the_first_answers_are_given_is_not_lost(tmp_path: Path) -> None:
+    def pulled(_request: Answer, _peer: Peer) -> Iterator[Said]:
+        yield "watch"
+        one.feed.put({"event": 1})
+        yield {"first": 0}
+
+    one = Control(tmp_path, pulled)
+
+    async def serve() -> list[bytes]:
+        await one.open()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / NAME)
+        writer.write(b'{"version": 1, "do": "watch"}\n')
+        lines = [await reader.readline(), await reader.readline()]
+        writer.close()
+        await one.close()
+        return lines
+
+    assert list(map(json.loads, asyncio.run(serve()))) == [{"first": 0}, {"event": 1}]
+
+
+def test_who_watches_may_be_silent_and_may_have_nothing_more_to_ask(
+    runtime: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "PATIENCE", 0.05)
+    wire, lines = watching(runtime)
+    with wire:
+        wire.shutdown(socket.SHUT_WR)  # as `nc -N` leaves it
+        time.sleep(0.3)
+        served.put({"event": 1})
+        assert next(lines) == {"event": 1}
+
+
+def test_what_a_watcher_says_besides_costs_nothing(runtime: Path, served: Served) -> None:
+    wire, lines = watching(runtime)
+    with wire:
+        wire.settimeout(0.2)
+        with pytest.raises(TimeoutError):
+            wire.sendall(b"x" * 10_000_000)
+        wire.settimeout(20)
+        served.put({"event": 1})
+        assert next(lines) == {"event": 1}
+
+
+def test_who_does_not_read_hears_how_much_it_missed(
+    runtime: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And costs no more than the bound while it does not, nor any time of those who do."""
+    monkeypatch.setattr(feed, "FLUSH", 0.001)
+    slow, slow_lines = watching(runtime)
+    quick, quick_lines = watching(runtime)
+    events = [{"event": number, "text": "x" * 1000} for number in range(3000)]
+    with slow, quick:
+        for at in range(0, len(events), 50):
+            served.put(*events[at : at + 50])
+            assert [next(quick_lines) for _ in range(50)] == events[at : at + 50]
+        heard: list[Any] = [{}]
+        while heard[-1].get("event") != len(events) - 1:
+            served.put_latest({"second": True})  # what waits goes out with what comes next
+            heard.append(next(slow_lines))
+    first, rest, missed = list[int](), list[int](), 0
+    for each in heard:
+        missed += each.get("missed", 0)
+        if "event" in each:
+            (rest if missed else first).append(each["event"])
+    assert missed == len(events) - len(first) - len(rest) > 0
+    assert first == list(range(len(first))), "first what had left already"
+    assert rest == list(range(len(events) - len(rest), len(events))), "then the latest"
+    assert sum(len(json.dumps(events[number])) + 1 for number in rest) <= QUEUED
+
+
+def test_of_what_is_worth_nothing_later_the_last_comes(runtime: Path, served: Served) -> None:
+    wire, lines = watching(runtime)
+    with wire:
+        served.put_latest({"standing": 1})
+        served.put({"event": 1})
+        served.put_latest({"standing": 2})
+        assert [next(lines), next(lines)] == [{"event": 1}, {"standing": 2}]
+
+
+def test_who_is_gone_is_forgotten(runtime: Path, served: Served) -> None:
+    wire, _ = watching(runtime)
+    wire.shutdown(socket.SHUT_RDWR)
+    wire.close()
+    end = time.monotonic() + 20
+    while served.control.feed.watched:
+        served.put({"event": 1})
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_those_who_watch_leave_room_for_those_who_ask(runtime: Path) -> None:
+    watchers = [watching(runtime) for _ in range(MAX_WATCHERS)]
+    try:
+        with pytest.raises(ControlError, match="8 are watching already"):
+            next(ask(runtime, "watch"))
+        assert list(ask(runtime, "count", to=1)) == [{"number": 0}]
+    finally:
+        for wire, _ in watchers:
+            wire.close()
+    assert MAX_WATCHERS < MAX_CLIENTS
+
+
+def test_those_who_watch_are_told_of_the_end(tmp_path: Path) -> None:
+    one = Control(tmp_path, answers)
+
+    async def serve() -> bytes:
+        await one.open()
+        reader, writer = await asyncio.open_unix_connection(tmp_path / NAME)
+        writer.write(b'{"version": 1, "do": "watch"}\n')
+        await reader.readline()
+        one.feed.put({"event": 1})
+        await one.close()
+        rest = await reader.read()
+        writer.close()
+        return rest
+
+    assert asyncio.run(serve()) == b'{"event": 1}\n{"ended": "logknock has stopped"}\n{"done": true}\n'
+
+
+def test_without_a_watcher_nothing_is_made() -> None:
+    """No loop is even asked for."""
+    Control(Path("/"), answers).feed.put({"event": object()})
 
 
 def test_others_than_the_group_cannot_even_connect(runtime: Path) -> None:

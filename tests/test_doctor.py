@@ -25,6 +25,7 @@ from logknock.doctor.host import (
     parse_netlink,
     parse_settings,
     parse_sockets,
+    parse_sshd_ports,
 )
 from logknock.doctor.rules import Listing, Log, elements_of, from_nft, from_save, networks_of, services_of
 from logknock.knock import Service
@@ -626,3 +627,30 @@ def test_a_state_directory_that_others_can_write(own: Case) -> None:
 
 def test_words_for_one_and_many() -> None:
     assert [counted(count, "check") for count in (0, 1, 2, 1024)] == ["0 checks", "1 check", "2 checks", "1,024 checks"]
+
+
+SSHD = """#Port 22
+Port 2222
+  port=2223
+PORT "2224"
+ListenAddress 0.0.0.0:2225
+listenaddress [2001:db8::1]:2226
+ListenAddress host.example:2227 rdomain blue
+ListenAddress ::1
+ListenAddress 192.0.2.1
+PermitOpen host.example:3306
+Match LocalPort 3307
+"""
+
+
+def test_the_ports_of_an_sshd_configuration() -> None:
+    """sshd_config(5): what it listens on, and no other port that is named there."""
+    assert parse_sshd_ports(SSHD) == {2222, 2223, 2224, 2225, 2226, 2227}
+
+
+def test_ssh_is_where_its_files_say_so(tmp_path: Path) -> None:
+    (tmp_path / "etc/ssh/sshd_config.d").mkdir(parents=True)
+    assert Host(tmp_path).configured_ssh == frozenset()
+    (tmp_path / "etc/ssh/sshd_config").write_text("Port 2222\nPort 0\nPort 70000\n")
+    (tmp_path / "etc/ssh/sshd_config.d/more.conf").write_text("Port 2223\n")
+    assert Host(tmp_path).configured_ssh == {Service(TCP, 2222), Service(TCP, 2223)}

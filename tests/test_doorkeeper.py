@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from logknock.doorkeeper import Doorkeeper
+from logknock.doorkeeper import Doorkeeper, Hand, Open
 from logknock.errors import FirewallError
 from logknock.firewall import sets as sets_module
 from logknock.firewall.sets import Sets
 from logknock.knock import Door, Grant, Service
 from logknock.report import Line
-from logknock.store import SQLiteStore, open_store
+from logknock.store import SQLiteStore, StoreError, open_store
 
 from .netns import Host, pair
 
@@ -110,3 +110,90 @@ def test_a_folder_that_cannot_be_listed_is_told_once(store: SQLiteStore, sets: S
     kept, lines = keeper(store, sets, tmp_path)
     kept.use([DOOR])
     assert [line.text.partition(" (hint")[0] for line in lines] == [f"{tmp_path}/allow: Not a directory"]
+
+
+# ---- by hand
+
+
+def open_now(kept: Doorkeeper) -> tuple[int, int]:
+    (standing,) = kept.doors
+    return standing.open, standing.opened
+
+
+def test_what_is_opened_by_hand_has_its_own_time_after_a_restart(
+    store: SQLiteStore, sets: Sets, tmp_path: Path
+) -> None:
+    """Whoever gave it for longer than the door's timeout meant it; the configuration binds what a knock opened."""
+    now = time.monotonic()
+    store.opened(Grant("ssh", SOURCES[0], now + 1000), 1.0, now, "root (uid 0)")
+    store.opened(Grant("ssh", SOURCES[1], now + 1000), 1.0, now)
+    kept, _ = keeper(store, sets, tmp_path)
+    assert kept.restore(1.0, now) == 2
+    assert sorted(kept.listed(now)) == [
+        Open("ssh", SOURCES[0], 1000.0, "root (uid 0)"),
+        Open("ssh", SOURCES[1], 10.0, ""),
+    ]
+    assert [stored.by for stored in sorted(store.grants(1.0, now))] == ["root (uid 0)", ""]
+    while sets.reconcile(now):
+        pass
+    assert open_now(kept) == (2, 0)
+
+
+def test_t33_a_knock_refreshes_and_never_shortens_what_was_given_by_hand(
+    store: SQLiteStore, sets: Sets, tmp_path: Path
+) -> None:
+    """T33: and once the knock's end is the later one, it is the knock's."""
+    kept, _ = keeper(store, sets, tmp_path)
+    now = time.monotonic()
+    kept.open("ssh", SOURCES[0], 1.0, now, Hand(15.0, "anna (uid 7)"))
+    kept.open("ssh", SOURCES[0], 1.0, now + 1)
+    assert kept.find("ssh", SOURCES[0], now) == Open("ssh", SOURCES[0], 15.0, "anna (uid 7)")
+    assert [stored.by for stored in store.grants(1.0, now)] == ["anna (uid 7)"]
+    kept.open("ssh", SOURCES[0], 1.0, now + 8)
+    assert kept.find("ssh", SOURCES[0], now + 8) == Open("ssh", SOURCES[0], 10.0, "")
+    kept.open("ssh", SOURCES[0], 1.0, now + 9, Hand(2.0, "anna (uid 7)"))
+    assert kept.find("ssh", SOURCES[0], now + 9) == Open("ssh", SOURCES[0], 2.0, "anna (uid 7)"), "a person may"
+    assert open_now(kept) == (1, 4)
+
+
+def test_how_many_are_open_is_counted_whatever_ends_them(
+    store: SQLiteStore, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, _ = keeper(store, sets, tmp_path)
+    heard: list[bytes] = []
+    kept.changed = lambda door, src: heard.append(src)
+    now = time.monotonic()
+    kept.open("ssh", SOURCES[0], 1.0, now)
+    kept.open("ssh", SOURCES[0], 1.0, now)
+    kept.open("ssh", SOURCES[1], 1.0, now)
+    assert open_now(kept) == (2, 3)
+    assert kept.open("ssh", bytes((127, 0, 0, 1)), 1.0, now) == "a loopback address"
+    monkeypatch.setattr(sets_module, "MAX_KNOCKERS", 2)
+    with pytest.raises(FirewallError):
+        kept.open("ssh", bytes((198, 51, 100, 3)), 1.0, now, Hand(5.0, "x"))
+    assert open_now(kept) == (2, 3)
+    kept.close("ssh", "x", SOURCES[0], 1.0, now)
+    assert open_now(kept) == (1, 3)
+    kept.expire(1.0, now + 11)
+    assert open_now(kept) == (0, 3)
+    assert [src[-1] for src in heard] == [1, 1, 2, 3, 1, 2]
+
+
+def test_a_store_that_can_be_written_again_is_found_out_without_a_knock(
+    store: SQLiteStore, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept, lines = keeper(store, sets, tmp_path)
+    with monkeypatch.context() as broken:
+        broken.setattr(SQLiteStore, "opened", failing)
+        broken.setattr(SQLiteStore, "try_write", failing)
+        kept.open("ssh", SOURCES[0], 1.0, time.monotonic())
+        kept.tidy()
+        assert [error.message for error in kept.troubles] == ["full"]
+        assert kept.counters.store_errors == 2
+    kept.tidy()
+    assert kept.troubles == []
+    assert [line.text for line in lines] == ["full", "the state database can be written again"]
+
+
+def failing(*_: object) -> None:
+    raise StoreError("full")

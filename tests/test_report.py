@@ -1,28 +1,53 @@
 """What is told of an event, and what is not told a hundred thousand times."""
 
+import ast
+import contextlib
 import ipaddress
 import os
+import re
 import socket
+import subprocess
 from pathlib import Path
 
 import pytest
 
-from logknock.knock import Advanced, Door, Event, Evicted, Failed, Grant, Granted, Matcher, Reason, Revoked, Service
+from logknock.knock import (
+    Advanced,
+    Code,
+    Door,
+    Event,
+    Evicted,
+    Failed,
+    Grant,
+    Granted,
+    Matcher,
+    Reason,
+    Revoked,
+    Service,
+    Spent,
+)
 from logknock.packet import SYN, TCP, Packet
 from logknock.report import (
+    MESSAGE_IDS,
     ROUTINE_LINES_PER_SECOND,
     JournalLog,
     Level,
     Line,
     Reporter,
     StderrLog,
+    ban_lifted,
+    ban_made,
     choose_log,
     closed,
+    command,
     lines,
     notice,
     revoked,
 )
 from logknock.trail import Refused
+
+PROJECT = Path(__file__).parents[1]
+CATALOG = PROJECT / "packaging/systemd/logknock.catalog"
 
 SRC = ipaddress.ip_address("192.0.2.7").packed
 PACKET = Packet(0.0, SRC, SRC, TCP, 1, 7001, SYN)
@@ -97,7 +122,10 @@ def test_those_who_give_way_to_a_flood_have_a_line_each_and_are_counted_where_th
     assert kept.lines[-1].text == "0.0.0.49: ssh: too many attempts (stage 1)"
     reporter.tell([evicted])
     reporter.settle()
-    assert kept.lines[-1].fields == {"LEFT_OUT": str(50 + ROUTINE_LINES_PER_SECOND)}
+    assert kept.lines[-1].fields == {
+        "EVENT": "left-out",
+        "LEFT_OUT": str(50 + ROUTINE_LINES_PER_SECOND),
+    }
 
 
 def test_a_flood_of_attempts_is_summed_up_and_openings_are_not() -> None:
@@ -166,19 +194,39 @@ def test_the_journal_is_chosen_where_standard_error_is_its_stream() -> None:
     assert isinstance(choose_log({}), StderrLog)
 
 
-def test_a_journal_that_does_not_read_loses_entries_and_does_not_block(
+def test_a_journal_that_does_not_read_keeps_nobody_waiting_and_gets_all_but_too_much_of_it_later(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     path = str(tmp_path / "socket")
     monkeypatch.setattr("logknock.report.JOURNAL_SOCKET", path)
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as journald:
+    log = JournalLog()
+    reporter = Reporter(log)
+    reporter.write(notice("before it is there"))
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK) as journald:
         journald.bind(path)
-        log = JournalLog()
-        for number in range(1_000):  # a socket holds some hundred entries at most: this blocks if anything does
-            log.write(notice(f"line\n{number}", DOOR="ssh"))
-        assert log.dropped > 0
-        entry = journald.recv(1000)
-    assert entry.startswith(b"LOGKNOCK_DOOR=ssh\nMESSAGE\n" + (6).to_bytes(8, "little") + b"line\n0\nPRIORITY=5\n")
+        for number in range(3_000):  # a socket holds some hundred entries at most: this blocks if anything does
+            reporter.write(notice(f"line\n{number}", DOOR="ssh"))
+        assert 0 < log.dropped < 2_000
+        entries: list[bytes] = []
+        while log._waiting:
+            entries += received(journald)
+            reporter.settle()
+        entries += received(journald)
+    assert b"MESSAGE=before it is there\n" in entries[0]
+    text = b"MESSAGE\n" + (6).to_bytes(8, "little") + b"line\n0\nPRIORITY=5\n"
+    assert entries[1].startswith(b"LOGKNOCK_EVENT=notice\nLOGKNOCK_DOOR=ssh\n" + text)
+    *taken, told = entries
+    found = re.search(rb"LOGKNOCK_LEFT_OUT=(\d+)\n", told)
+    assert found
+    assert int(found[1]) + len(taken) == 3_001, "those lost, and those that came"
+
+
+def received(journald: socket.socket) -> list[bytes]:
+    found = []
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            found.append(journald.recv(4096))
+    return found
 
 
 def test_a_socket_for_standard_error_works_as_a_pipe_does() -> None:
@@ -186,3 +234,57 @@ def test_a_socket_for_standard_error_works_as_a_pipe_does() -> None:
     with one, other:
         StderrLog(one.fileno()).write(notice("hello"))
         assert other.recv(100) == b"hello\n"
+
+
+def test_the_catalog_the_documentation_and_the_code_have_the_same_ids(tmp_path: Path) -> None:
+    """The catalog as journalctl itself takes it; each id once, and each event's own."""
+    folder = tmp_path / "usr/lib/systemd/catalog"
+    folder.mkdir(parents=True)
+    (folder / CATALOG.name).write_text(CATALOG.read_text())
+    journalctl = ["journalctl", f"--root={tmp_path}", "--no-pager"]
+    subprocess.run([*journalctl, "--update-catalog"], check=True)
+    listed = subprocess.run([*journalctl, "--list-catalog"], check=True, capture_output=True, text=True).stdout
+    ids = set(MESSAGE_IDS.values())
+    assert {line.split()[0] for line in listed.splitlines()} == ids
+    assert len(ids) == len(MESSAGE_IDS)
+    page = (PROJECT / "docs/howto/service.md").read_text()
+    assert dict(re.findall(r"^\| `([\w-]+)` \|.*\| `([0-9a-f]{32})` \|$", page, re.MULTILINE)) == MESSAGE_IDS
+
+
+def test_the_catalog_names_fields_that_the_events_have() -> None:
+    """Those in its words (@LOGKNOCK_SRC@), by what the code says of each event."""
+    told = {event: set(fields) for event, fields in fields_of_events().items()}
+    for part in CATALOG.read_text().split("\n-- ")[1:]:
+        event = next(name for name, number in MESSAGE_IDS.items() if part.startswith(number))
+        assert set(re.findall(r"@LOGKNOCK_(\w+)@", part)) <= told.get(event, set()), event
+
+
+def fields_of_events() -> dict[str, set[str]]:
+    every = [
+        *lines(Advanced(PACKET, ("ssh",), 2)),
+        *lines(Failed(SRC, ("ssh",), 1, Reason.WRONG, PACKET)),
+        *lines(Refused(PACKET, "ssh", "a loopback address")),
+        *lines(Spent(PACKET, Code("ssh", "/etc/laptop", ()))),
+        *lines(Granted(PACKET, GRANT)),
+        *lines(Revoked(PACKET, "ssh", "done")),
+        closed(GRANT),
+        revoked(GRANT, "done"),
+        command("ssh", SRC, "it runs", bad=False),
+        ban_made("192.0.2.7", 60.0, "it scans"),
+        ban_lifted("192.0.2.7", "by an administrator"),
+        notice("records", EVENT="lost", LOST="1"),
+        notice("lines", LEFT_OUT="1"),
+    ]
+    return {line.fields["EVENT"]: set(line.fields) for line in every}
+
+
+def test_every_event_that_the_program_tells_of_has_an_id() -> None:
+    """Whatever is written as EVENT="...", or given to `_line` and `_ban_line`, anywhere in it."""
+    written = set(fields_of_events())
+    for module in (PROJECT / "logknock").rglob("*.py"):
+        for node in ast.walk(ast.parse(module.read_text())):
+            if isinstance(node, ast.keyword) and node.arg == "EVENT":
+                constants = (part.value for part in ast.walk(node.value) if isinstance(part, ast.Constant))
+                written |= {str(value) for value in constants if value != "LOST"}
+    assert written <= MESSAGE_IDS.keys()
+    assert written >= MESSAGE_IDS.keys() - {"notice"}

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from logknock.config import Config, Firewall, PortRange, Scan
+from logknock.config import Config, Firewall, Metrics, PortRange, Scan
 from logknock.errors import FAILURE, NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
 from logknock.firewall import ruleset
 from logknock.knock import Door, Service
@@ -50,6 +50,7 @@ def make_config(
         doors=doors or (SSH,),
         firewall=firewall or Firewall(),
         scan=Scan(),
+        metrics=Metrics(),
         state=Path("/nonexistent"),
         runtime=Path("/nonexistent"),
         warnings=(),

@@ -135,3 +135,49 @@ def test_a_path_with_blanks_is_quoted_in_the_command_of_a_hint(tmp_path: Path) -
     path = write(tmp_path, DOOR, "my doors.toml")
     path.chmod(0o644)
     assert errors(path)[1] == [f"chmod g-w,o-rwx '{path}'"]
+
+
+@pytest.fixture
+def credentials(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The directory that systemd would have made for the service."""
+    folder = tmp_path / "credentials"
+    folder.mkdir(mode=0o500)
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(folder))
+    return folder
+
+
+def test_credentials_of_the_service_are_read_last_and_by_name(tmp_path: Path, credentials: Path) -> None:
+    path = write(tmp_path, "log.group = 1")
+    write(tmp_path, "log.group = 2", "conf.d/z.toml")
+    write(credentials, "log.group = 3", "b.toml")
+    write(credentials, f"log.group = 9\n{DOOR}", "a.toml")
+    write(credentials, "unknown = 1", "password")
+    config = load(path)
+    assert (config.group, [door.name for door in config.doors]) == (3, ["ssh"])
+
+
+def test_credentials_that_are_not_there_yet_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "later"))
+    assert load(write(tmp_path, DOOR)).doors
+
+
+def test_a_mistake_in_a_credential_is_told_with_its_place(tmp_path: Path, credentials: Path) -> None:
+    write(credentials, "\nlog.group = 'x'", "a.toml")
+    found, _ = errors(write(tmp_path, DOOR))
+    assert found == ["credentials/a.toml:2: log.group: must be a whole number, not text"]
+
+
+def test_root_reads_the_credentials_of_a_service_and_nobody_else_s(tmp_path: Path, credentials: Path) -> None:
+    """They are the service's user's, where systemd cannot use access lists; what others could have put there is not."""
+    file = write(credentials, DOOR, "a.toml")
+    path = write(tmp_path, "")
+    for place in (credentials, file):
+        os.chown(place, NOBODY, NOBODY)
+    assert load(path).doors
+    os.chown(file, NOBODY - 1, NOBODY)
+    assert "credentials/a.toml: belongs to another user (uid 65533)" in errors(path)[0]
+    os.chown(file, NOBODY, NOBODY)
+    file.chmod(0o604)
+    assert "credentials/a.toml: can be read by others, and it holds what to knock" in errors(path)[0]
+    credentials.chmod(0o777)
+    assert any("can be written by its group and written by others" in text for text in errors(path)[0])

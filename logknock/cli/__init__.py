@@ -3,6 +3,8 @@
 import errno
 import os
 import sys
+import tomllib
+from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -10,7 +12,7 @@ from typing import ClassVar
 import click
 
 from .. import __version__
-from ..errors import FAILURE, UNAVAILABLE, USAGE, LogknockError
+from ..errors import FAILURE, UNAVAILABLE, UNSEEN_PACKAGES, USAGE, LogknockError
 
 
 def fail(error: LogknockError) -> int:
@@ -24,18 +26,46 @@ class UnwrittenError(OSError):
     """Standard output takes no more, from a command of which exit code 1 says something else: 2 it is then."""
 
 
+# What a client's machine need not have, and a virtual environment may not see, by the names of Debian's packages.
+_PACKAGES = {"rich": "python3-rich", "systemd": "python3-systemd"}
+
+_DEFAULT_CONFIG = Path("/etc/logknock/logknock.toml")
+_DEFAULT_RUNTIME = Path("/run/logknock")
+
 config_option = click.option(
     "-c",
     "--config",
     "config_path",
     type=click.Path(path_type=Path, readable=False),  # load() says more of what it cannot read
-    default=Path("/etc/logknock/logknock.toml"),
+    default=_DEFAULT_CONFIG,
     envvar="LOGKNOCK_CONFIG",
     show_default=True,
     show_envvar=True,
     metavar="FILE",
     help="The configuration; FILE's neighbour conf.d/*.toml is read after it.",
 )
+
+
+def runtime_of(config_path: Path) -> Path:
+    """Where the daemon's socket is, even where the configuration is wrong now, or may not be read: it still runs.
+
+    Raises ConfigError where that cannot be known.
+    """
+    from ..config import ConfigError, load
+
+    try:
+        return load(config_path).runtime
+    except ConfigError:
+        found = _DEFAULT_RUNTIME if config_path == _DEFAULT_CONFIG else None
+        files = [config_path]
+        with suppress(OSError):  # a directory that this user may not look into
+            files += sorted((config_path.parent / "conf.d").glob("*.toml"))
+        for file in files:
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                found = Path(tomllib.loads(file.read_text("utf-8"))["paths"]["runtime"])
+        if found is None:
+            raise
+        return found
 
 
 class Commands(click.Group):
@@ -48,15 +78,20 @@ class Commands(click.Group):
         "demo": "demo",
         "doctor": "doctor",
         "explain": "explain",
+        "grant": "grants",
+        "grants": "grants",
         "import-knockd": "import_knockd",
         "knock": "knock",
         "onetime": "onetime",
         "proxy": "proxy",
+        "reload": "reload",
         "replay": "replay",
+        "revoke": "grants",
         "rules": "rules",
         "run": "run",
         "status": "status",
         "unban": "bans",
+        "watch": "watch",
     }
 
     def list_commands(self, ctx: click.Context) -> list[str]:
@@ -94,9 +129,11 @@ def main(commands: click.Group = cli) -> None:
         error.show()
         code = error.exit_code
     except ModuleNotFoundError as error:
-        if error.name != "rich":  # what a client's machine need not have
+        module = (error.name or "").partition(".")[0]
+        if module not in _PACKAGES:
             raise
-        code = fail(LogknockError("this needs the Python module rich", "install python3-rich", UNAVAILABLE))
+        hint = f"install the package {_PACKAGES[module]}{UNSEEN_PACKAGES}"
+        code = fail(LogknockError(f"this needs the Python module {module}", hint, UNAVAILABLE))
     except OSError as error:  # the files that we work on are seen to elsewhere: this is what we print to
         code = USAGE if isinstance(error, UnwrittenError) else FAILURE
         if error.errno != errno.EPIPE:  # `logknock … | head` needs no telling

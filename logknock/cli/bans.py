@@ -8,11 +8,10 @@ from typing import Any
 import click
 
 from ..bans import Target, parse_target, parse_time
-from ..config import load
 from ..control import ask
 from ..errors import LogknockError, printable
 from ..session import current
-from . import config_option
+from . import config_option, runtime_of
 from .status import duration, local_time
 
 # Lifting 65,535 bans takes the daemon some seconds, between packets; it answers at the end.
@@ -28,7 +27,7 @@ def bans(config_path: Path, as_json: bool) -> None:
     Asks the running daemon. An IPv6 ban is of a /64. In the JSON `since` is in seconds since the epoch, `left` in
     seconds, null where the ban has no end.
     """
-    found = [ban for answer in ask(load(config_path).runtime, "bans") for ban in answer["bans"]]
+    found = [ban for answer in ask(runtime_of(config_path), "bans") for ban in answer["bans"]]
     found.sort(key=lambda ban: -ban["since"])
     if as_json:
         for ban in found:
@@ -59,7 +58,7 @@ def ban(config_path: Path, whom: str, time: str) -> None:
             details["seconds"] = parse_time(time)
         except ValueError as error:
             raise click.BadParameter(f"{error}: write 30s, 1h30m or 2d", param_hint="TIME") from None
-    (answer,) = ask(load(config_path).runtime, "ban", **details)
+    (answer,) = ask(runtime_of(config_path), "ban", **details)
     click.echo(f"banned for {duration(answer['seconds'])}: {answer['banned']}")
 
 
@@ -74,7 +73,7 @@ def unban(config_path: Path, whom: str | None, every: bool) -> None:
     if whom is not None:
         _parsed(whom)
     details = {} if whom is None else {"address": whom}
-    (answer,) = ask(load(config_path).runtime, "unban", _PATIENCE, **details)
+    (answer,) = ask(runtime_of(config_path), "unban", _PATIENCE, **details)
     lifted = answer["unbanned"]
     click.echo(f"no longer banned: {lifted if whom else f'all {lifted}'}")
 

@@ -8,8 +8,8 @@ from typing import Any
 import click
 
 from .. import lockout, session
-from ..config import Config, ConfigError, Problem, load
-from ..errors import LogknockError, printable
+from ..config import NO_DOOR, Config, ConfigError, Problem, load
+from ..errors import FAILURE, LogknockError, printable
 from ..firewall.ruleset import knocked_once
 from . import config_option
 from .rules import ssh_services
@@ -18,12 +18,16 @@ from .rules import ssh_services
 @click.command(epilog="Example: logknock check -c ./logknock.toml")
 @config_option
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for scripts.")
-def check(config_path: Path, as_json: bool) -> int:
+@click.option("--any-door", is_flag=True, help="Say only whether there is a door at all, as the systemd unit asks.")
+def check(config_path: Path, as_json: bool, any_door: bool) -> int:
     """Is the configuration right?
 
     Prints every error and every warning with its file, line and key. Exit code 0: right, perhaps with warnings;
-    78: errors; 77: it cannot be read for lack of permission.
+    78: errors; 77: it cannot be read for lack of permission. With --any-door: 1 if all that is wrong is that there is
+    no door yet, and else 0.
     """
+    if any_door:
+        return _check_for_doors(config_path)
     if as_json:
         return _check_as_json(config_path)
     config = load(config_path)
@@ -39,6 +43,17 @@ def check(config_path: Path, as_json: bool) -> int:
     warned = len(config.warnings) + len(onetime) + len(shut)
     doors, warnings = _count(len(config.doors), "door"), _count(warned, "warning")
     click.echo(f"{printable(str(config_path))}: ok, {doors}, {warnings}")
+    return 0
+
+
+def _check_for_doors(path: Path) -> int:
+    """FAILURE where nobody has configured anything yet; other mistakes are for `logknock run` to tell."""
+    try:
+        load(path)
+    except ConfigError as error:
+        if [problem.message for problem in error.problems] == [NO_DOOR]:
+            click.echo(f"logknock: {printable(str(path))}: no door is configured yet: there is nothing to do", err=True)
+            return FAILURE
     return 0
 
 

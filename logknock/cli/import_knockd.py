@@ -12,6 +12,7 @@ import click
 from ..config import ConfigError, Problem
 from ..errors import FAILURE, NO_PERMISSION, LogknockError, printable
 from ..knockd_conf import MAX_BYTES, Finding, convert
+from ..ownership import show_to_group
 
 # Where knockd's shell looks for programs: systemd's default for services, without what belongs to nobody's package.
 _PROGRAMS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -99,9 +100,13 @@ def _read(path: Path) -> bytes:
 
 
 def _write(path: Path, text: str) -> None:
-    """Make the file at once and whole, for its owner alone; raises LogknockError, also if there is one already."""
+    """Make the file at once and whole, for its owner and the group that the directory is shown to.
+
+    Raises LogknockError, also if there is one already.
+    """
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".logknock-") as stream:  # mode 0600
+            show_to_group(stream.fileno(), path.parent)
             stream.write(text.encode())
             stream.flush()
             os.fsync(stream.fileno())

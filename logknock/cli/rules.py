@@ -12,7 +12,7 @@ from shlex import quote
 import click
 from click.core import ParameterSource
 
-from .. import lockout, session, status
+from .. import lockout, session, sole, status
 from ..config import Config, ConfigError, load, parse_duration
 from ..errors import FAILURE, USAGE, LogknockError, printable
 from ..firewall import difference, iptables, marks, ruleset
@@ -134,6 +134,9 @@ def apply(config_path: Path, seconds: float | None, yes: bool, with_iptables: bo
     that could open it. Exit code 1: refused, not wanted, or undone; 77: not allowed; 69: there is no nftables here.
     """
     config = load(config_path)
+    daemon = status.find_daemon(config.state)
+    if daemon.runs is not None:
+        sole.refuse_others(daemon.pid)
     own = session.current()
     for error in lockout.shut(config, ssh_services(own)):
         raise error
@@ -227,7 +230,8 @@ def ssh_services(own: Session | None) -> set[Service]:
     """Where ssh is on this host, as far as that can be seen."""
     from ..doctor.host import Host
 
-    return {lockout.SSH, *Host().ssh, *([own.service] if own else [])}
+    host = Host()
+    return {lockout.SSH, *host.ssh, *host.configured_ssh, *([own.service] if own else [])}
 
 
 def _ask(config: Config, text: str, own: Session | None, change: iptables.Change | None) -> None:

@@ -5,17 +5,17 @@ import math
 import sys
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, NamedTuple
 
 import click
 
 from ..config import load
 from ..control import ControlError, ask
-from ..errors import USAGE, LogknockError, printable
+from ..errors import FAILURE, NO_PERMISSION, UNAVAILABLE, USAGE, LogknockError, printable
 from ..status import MOST_HISTORY, File, Open, Progress, Remark, Running, Status, look
 from . import config_option
 
@@ -25,8 +25,8 @@ _ANSWER_LIMIT = 3.0
 # Seconds of reading before a terminal hears of it: a file of a few thousand sequences takes less.
 _PATIENCE = 0.3
 
-# Of each source its name, records, lost and ignored, as the control socket has them.
-Sources = Sequence[Mapping[str, Any]]
+# How the daemon stands, as the control socket has it (see standing.py).
+_Standing = Mapping[str, Any]
 
 _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 
@@ -46,12 +46,13 @@ _UNITS = (("d", 86_400), ("h", 3_600), ("m", 60), ("s", 1))
 )
 @click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for programs.")
 def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
-    """Does the daemon run, who is in, how far are the one-time files used?
+    """Does the daemon run, is all well, who is in, how far are the one-time files used?
 
-    It reads files, so it answers without a daemon too; a daemon that runs is asked what it has read, and what was lost
-    on the way to it, where you may ask it. Never prints a sequence. Exit code 1: something needs a
-    person: a one-time file that is used up or cannot be used, a state database that cannot be read; 77: not allowed;
-    78: the configuration is wrong. That no daemon runs, or that a file will soon be used up, is said and is no failure.
+    The first line says it at a glance. It reads files, so it answers without a daemon too; a daemon that runs is asked
+    how it stands: what it reads, what was lost on the way to it, and what is degraded, since when and why. Never prints
+    a sequence. Exit code 1: something needs a person: something is degraded, a one-time file is used up or cannot be
+    used, the state database cannot be read; 69: no daemon runs; 77: not allowed; 78: the configuration is wrong. That
+    a file will soon be used up is said and is no failure.
     """
     config = load(config_path)
     names = [door.name for door in config.doors]
@@ -59,32 +60,70 @@ def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
         raise LogknockError(f"there is no door {printable(only)}", f"the doors are: {', '.join(names)}", USAGE)
     with _progress() as progress:
         found = look(config.doors, config.state, most, progress, only)
-    sources = None if found.running.runs is False else _read_by(config.runtime)
+    said = Said() if found.running.runs is False else _ask(config.runtime)
+    if said.standing is not None and any(remark.code for remark in found.remarks):
+        found = found._replace(open=tuple(_open_by(config.runtime, only)))
+    if said.standing is not None and only:
+        doors = [door for door in said.standing["doors"] if door["name"] == only]
+        said = Said({**said.standing, "doors": doors})
+    code = _code(found, said)
     if as_json:
-        click.echo(json.dumps(_plain(found, sources), indent=2))
+        click.echo(json.dumps(_plain(found, said, code), indent=2))
     else:
-        for line in _lines(found, sources):
+        for line in _lines(found, said):
             click.echo(line)
-    return found.code
+    return code
 
 
-def _read_by(runtime: Path) -> Sources | None:
-    """What the running daemon has read; None where it does not say."""
+class Said(NamedTuple):
+    """How the daemon says that it stands, or why it does not say so."""
+
+    standing: _Standing | None = None
+    silent: ControlError | None = None
+
+
+def _ask(runtime: Path) -> Said:
     try:
         (answer,) = ask(runtime, "status", _ANSWER_LIMIT)
-    except (ControlError, ValueError):  # none is there, it may not be asked, or it is of another version
-        return None
-    return cast("Sources", answer["sources"])
+        return Said(answer["standing"])
+    except ControlError as error:
+        return Said(silent=error)
+    except (ValueError, KeyError):
+        return Said(silent=ControlError("the daemon is of another version", "restart it"))
+
+
+def _open_by(runtime: Path, only: str) -> Iterator[Open]:
+    """The open doors as the daemon has them, where the database cannot be read; since when is not known then."""
+    with suppress(ControlError):
+        for answer in ask(runtime, "grants", _ANSWER_LIMIT):
+            for grant in answer["grants"]:
+                if only in ("", grant["door"]):
+                    yield Open(grant["door"], grant["address"], math.nan, grant["left"], grant["by"])
+
+
+def _code(found: Status, said: Said) -> int:
+    """0, unless something needs a person; what is wrong with files says more than that nobody reads them."""
+    if found.code:
+        return found.code
+    if found.running.runs is False:
+        return UNAVAILABLE
+    if said.standing is None:  # where it may not be asked, whether it runs may not be seen either
+        return FAILURE if found.running.runs and said.silent and said.silent.exit_code != NO_PERMISSION else 0
+    return FAILURE if said.standing["degraded"] else 0
 
 
 # ---- for people
 
 
-def _lines(found: Status, sources: Sources | None) -> Iterator[str]:
-    yield _running(found.running)
+def _lines(found: Status, said: Said) -> Iterator[str]:
+    yield _running(found.running, said.standing)
+    if found.running.runs and said.silent:
+        yield from _remarks("", (Remark(f"how it stands is not known: {said.silent.words()}", FAILURE),))
     yield from _remarks("", found.remarks)
-    if sources is not None:
-        yield from _sources(sources)
+    if said.standing is not None:
+        yield from _degraded(said.standing)
+        yield from _sources(said.standing)
+        yield from _section("since its start", _counts(said.standing))
     yield from _section("open doors", map(_open_row, found.open), "none")
     yield from _files(found.files)
     if found.history:
@@ -92,22 +131,56 @@ def _lines(found: Status, sources: Sources | None) -> Iterator[str]:
         yield from _section("what happened last (the latest first, local time)", rows)
 
 
-def _running(running: Running) -> str:
-    if running.runs is None:
-        return click.style("whether logknock runs cannot be seen from here", fg="yellow")
-    if not running.runs:
-        return click.style("logknock does not run: nobody is let in", fg="yellow")
-    return click.style(f"logknock runs (process {running.pid})", fg="green")
+def _running(running: Running, standing: _Standing | None) -> str:
+    if running.runs is False:
+        return click.style("logknock does not run: nobody is let in", fg="red")
+    process = f" (process {running.pid})" if running.pid else ""
+    if standing is None:
+        return click.style(
+            f"logknock runs{process}" if running.runs else "whether logknock runs cannot be seen from here", fg="yellow"
+        )
+    since = f"logknock {standing['version']} runs{process} since {local_time(standing['started'])}"
+    degraded = ", ".join(dict.fromkeys(each["part"] for each in standing["degraded"]))
+    return click.style(
+        f"{since}, degraded: {degraded}" if degraded else f"{since}, all is well", fg="red" if degraded else "green"
+    )
 
 
-def _sources(sources: Sources) -> Iterator[str]:
+def _degraded(standing: _Standing) -> Iterator[str]:
+    for each in standing["degraded"]:
+        hint = f" (hint: {each['hint']})" if each["hint"] else ""
+        words = printable(f"{each['part']}, since {local_time(each['since'])}: {each['why']}{hint}")
+        yield f"{click.style('degraded:', fg='red')} {words}"
+
+
+def _sources(standing: _Standing) -> Iterator[str]:
     rows = [
-        (each["name"], f"{each['records']:,} records", f"{each['lost']:,} lost", f"{each['ignored']:,} no packet")
-        for each in sources
+        (
+            each["name"],
+            f"{each['records']:,} records",
+            f"{each['rate']:,.1f}/s",
+            f"{each['lost']:,} lost",
+            f"{each['ignored']:,} no packet",
+        )
+        for each in standing["sources"]
     ]
     yield from _section("read since its start", rows, "nothing")
-    if any(each["lost"] for each in sources):
+    if any(each["lost"] for each in standing["sources"]):
         yield from _remarks("    ", (Remark("a knock may be among what was lost (hint: knock again)"),))
+
+
+def _counts(standing: _Standing) -> Iterator[Sequence[str]]:
+    """The numbers that say how busy it was, and what went wrong; what is no trouble when it is 0 is then left out."""
+    yield "configuration", f"of {local_time(standing['loaded'])}"
+    yield "knocking now", f"{standing['attempts']:,}"
+    for door in standing["doors"]:
+        yield f"door {door['name']}", f"{door['open']:,} open, {door['opened']:,} opened"
+    for name, words in (("refused", "refused"), ("stale", "too old"), ("banned", "banned now")):
+        if standing[name]:
+            yield words, f"{standing[name]:,}"
+    for name, words in (("firewall_errors", "firewall errors"), ("store_errors", "state errors")):
+        if standing[name]:
+            yield words, f"{standing[name]:,}"
 
 
 def _section(heading: str, rows: Iterable[Sequence[str]], otherwise: str = "") -> Iterator[str]:
@@ -123,7 +196,7 @@ def _section(heading: str, rows: Iterable[Sequence[str]], otherwise: str = "") -
 
 
 def _open_row(door: Open) -> tuple[str, ...]:
-    return door.door, door.address, f"{duration(door.left)} left"
+    return door.door, door.address, f"{duration(door.left)} left", f"by {door.by}" if door.by else ""
 
 
 def _files(files: Sequence[File]) -> Iterator[str]:
@@ -160,9 +233,10 @@ def duration(seconds: float) -> str:
     return "".join(parts[:2])
 
 
-def local_time(wall: float) -> str:
+def local_time(wall: float, form: str = "%Y-%m-%d %H:%M:%S") -> str:
+    """As a person reads it, in this host's time zone."""
     try:
-        return datetime.fromtimestamp(wall).strftime("%Y-%m-%d %H:%M:%S")
+        return datetime.fromtimestamp(wall).strftime(form)
     except (OverflowError, ValueError, OSError):  # a clock that was very wrong
         return "?"
 
@@ -170,14 +244,17 @@ def local_time(wall: float) -> str:
 # ---- for programs
 
 
-def _plain(found: Status, sources: Sources | None) -> dict[str, Any]:
+def _plain(found: Status, said: Said, code: int) -> dict[str, Any]:
+    standing = said.standing
     return {
-        "ok": not found.code,
+        "ok": not code,
         "daemon": found.running._asdict(),
-        "sources": sources,
+        "degraded": standing and [each | {"since": _utc(each["since"])} for each in standing["degraded"]],
+        "sources": standing and standing["sources"],
+        "standing": standing and _numbers(standing),
         "open": [
-            {"door": door, "address": address, "opened": _utc(opened), "left": math.ceil(left)}
-            for door, address, opened, left in found.open
+            {"door": door, "address": address, "opened": _utc(opened), "left": math.ceil(left), "by": by}
+            for door, address, opened, left, by in found.open
         ],
         "onetime": [
             {
@@ -196,6 +273,12 @@ def _plain(found: Status, sources: Sources | None) -> dict[str, Any]:
         ],
         **_told(found.remarks),
     }
+
+
+def _numbers(standing: _Standing) -> dict[str, Any]:
+    """What is not beside it in the answer, its times as all others are here."""
+    told = {name: value for name, value in standing.items() if name not in ("sources", "degraded")}
+    return told | {name: _utc(told[name]) for name in ("started", "loaded")}
 
 
 def _told(remarks: Iterable[Remark]) -> dict[str, list[str]]:

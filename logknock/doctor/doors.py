@@ -257,8 +257,8 @@ def _loaded(case: Case, pid: int) -> float | None:
 
 def newest_file(path: Path) -> tuple[Path, float] | None:
     """The file of the configuration that was written last, and when."""
-    files = [path, *sorted((path.parent / "conf.d").glob("*.toml"))]
     try:
+        files = [path, *sorted((path.parent / "conf.d").glob("*.toml"))]
         return max(((file, file.stat().st_mtime) for file in files), key=lambda found: found[1])
     except OSError:  # it is being changed at this moment
         return None

@@ -35,6 +35,14 @@ _TIMEX_BYTES = 256  # struct timex has 208
 
 _SSH_DAEMONS = ("sshd", "dropbear")
 
+_LAST_PORT = 65_535
+
+# sshd_config(5): keywords in any letters, a blank or = behind them; an address is alone, or with a port.
+_SSHD_PORT = re.compile(
+    r'^[ \t]*(?:port[ \t=]+"?|listenaddress[ \t=]+"?(?:\[[^\]\n]*\]|[^:\s\[]+):)(\d{1,5})\b',
+    re.MULTILINE | re.IGNORECASE,
+)
+
 _COMM = 15  # letters of a process's name that the kernel keeps (TASK_COMM_LEN)
 
 _JOURNALD = ("etc/systemd", "run/systemd", "usr/local/lib/systemd", "usr/lib/systemd")  # the first has precedence
@@ -234,6 +242,19 @@ class Host:
             if not socket.local and (who := self.owners.get(socket.inode)) and who.name in _SSH_DAEMONS
         )
 
+    @property
+    def configured_ssh(self) -> frozenset[Service]:
+        """Where sshd is to listen, by its own configuration: all that a user sees who may not see its process."""
+        found: set[int] = set()
+        with suppress(OSError, LogknockError):  # it may be for root alone
+            folder = self.path("/etc/ssh/sshd_config.d")
+            for path in (
+                "/etc/ssh/sshd_config",
+                *(f"/etc/ssh/sshd_config.d/{each.name}" for each in folder.glob("*.conf")),
+            ):
+                found |= parse_sshd_ports(self.text(path) or "")
+        return frozenset(Service(TCP, port) for port in found if 0 < port <= _LAST_PORT)
+
     def listens(self, service: Service) -> Process | None:
         """Who listens on a service where others reach it; None: nobody."""
         inode = self._reached.get(service)
@@ -311,6 +332,11 @@ def _forbidden(path: str) -> LogknockError:
 
 
 # ---- formats
+
+
+def parse_sshd_ports(text: str) -> set[int]:
+    """The ports that a configuration of sshd names."""
+    return {int(port) for port in _SSHD_PORT.findall(text)}
 
 
 def parse_loggers(text: str) -> dict[int, frozenset[str]]:

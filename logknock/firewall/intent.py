@@ -19,6 +19,7 @@ from pathlib import Path
 
 from .. import trial
 from ..errors import UNAVAILABLE, FirewallError, LogknockError, printable
+from ..ownership import give_to_owner
 from ..trial import Trial
 
 # Tens of thousands of one-time knock ports are a megabyte. What is larger is not ours.
@@ -53,9 +54,7 @@ class Intent:
             descriptor, temporary = tempfile.mkstemp(dir=self._state, prefix=".rules.")  # 0600
             try:
                 with open(descriptor, "w", encoding="utf-8") as file:
-                    owner = self._state.stat()
-                    if os.geteuid() == 0:
-                        os.fchown(descriptor, owner.st_uid, owner.st_gid)
+                    give_to_owner(descriptor, self._state)
                     file.write(text)
                     file.flush()
                     os.fsync(descriptor)

@@ -26,7 +26,7 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 from ..config import Config
-from ..errors import FAILURE, NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
+from ..errors import FAILURE, NO_PERMISSION, UNAVAILABLE, UNSEEN_PACKAGES, FirewallError, LogknockError
 
 # What each chain of ours holds is one rule, and INPUT jumps to it.
 ACCEPTS, LOGS = "LOGKNOCK", "LOGKNOCK-LOG"
@@ -708,7 +708,7 @@ def _run_child(order: str) -> None:
         raise FirewallError(f"python-iptables: {error}") from None
     by_hand = "`logknock rules print --iptables | iptables-restore --noflush` does the same without it"
     if done.returncode == _NO_MODULE:
-        hint = f"install the package python3-iptables; {by_hand}, and ip6tables-restore for IPv6"
+        hint = f"install the package python3-iptables{UNSEEN_PACKAGES}; {by_hand}, and ip6tables-restore for IPv6"
         raise FirewallError("Python has no iptc module (python-iptables), for legacy iptables", hint, UNAVAILABLE)
     if done.returncode < 0:
         name = signal.Signals(-done.returncode).name

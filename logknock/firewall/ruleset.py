@@ -5,6 +5,7 @@ Rule 2: what goes to the kernel is one text and one transaction: all of it, or n
 Rule 3: what undoes a load is made, and known to work, before the load.
 """
 
+import ctypes
 import errno
 import json
 import os
@@ -21,9 +22,10 @@ from typing import Any, NamedTuple, Protocol
 
 from .. import netlink, trial
 from ..config import Config
-from ..errors import NO_PERMISSION, UNAVAILABLE, FirewallError, LogknockError
+from ..errors import NO_PERMISSION, UNAVAILABLE, UNSEEN_PACKAGES, FirewallError, LogknockError
 from ..knock import Service
 from ..onetime_files import OnetimeError, knocked_in, named_twice
+from ..ownership import give_to_owner
 from ..packet import PROTOCOL_NAMES, TCP, UDP, address_text
 from ..trial import Outcome, Trial
 from .intent import Intent
@@ -216,6 +218,7 @@ def _make_seed(path: Path) -> None:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with open(descriptor, "wb") as file:
+            give_to_owner(descriptor, path.parent)
             file.write(os.urandom(SEED_BYTES))
             file.flush()
             os.fsync(descriptor)
@@ -419,15 +422,21 @@ def _nft(command: str, *, as_json: bool = False, terse: bool = False, dry_run: b
     return str(output.decode(errors="surrogateescape"))
 
 
+_LIBRARY = "libnftables.so.1"
+
+
 def _handle() -> Any:
     try:
         import nftables
     except ImportError:
-        raise FirewallError(
-            "Python has no nftables module", "install the package python3-nftables", UNAVAILABLE
-        ) from None
+        hint = f"install the package python3-nftables{UNSEEN_PACKAGES}"
+        raise FirewallError("Python has no nftables module", hint, UNAVAILABLE) from None
     _check_kernel()
-    return nftables.Nftables()
+    try:
+        ctypes.CDLL(_LIBRARY)  # what the binding loads; its own failure would leave half an object
+    except OSError as error:
+        raise FirewallError(f"nftables: {error}", "install the package libnftables1", UNAVAILABLE) from None
+    return nftables.Nftables(_LIBRARY)
 
 
 def _check_kernel() -> None:

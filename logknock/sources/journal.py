@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from ..errors import NO_PERMISSION, UNAVAILABLE, SourceError
+from ..errors import NO_PERMISSION, UNAVAILABLE, UNSEEN_PACKAGES, SourceError
 from ..packet import Packet
 from ..records import MAX_LINE, Grammar
 from ..stamps import MAX_BOOTS, KernelClock
@@ -59,7 +59,7 @@ _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 _ROOTS = (Path("/run/log/journal"), Path("/var/log/journal"))
 _INVALIDATE = 2  # SD_JOURNAL_INVALIDATE, sd-journal.h
 
-_INSTALL = "install python3-systemd (of the distribution, for the distribution's python3)"
+_INSTALL = f"install python3-systemd{UNSEEN_PACKAGES}"
 _MEMBER = "run as root, or as a member of the group systemd-journal or adm"
 _NO_JOURNAL = 'is systemd-journald running? if not, [log] source = "nflog" or "file" needs no journal'
 _OTHER = "[log] journal.path is a journal's directory, or one of its files"
@@ -112,6 +112,7 @@ class Journal:
         self._troubles: dict[str, _Trouble] = {}
         self._places: list[_Place] = []
         self._unopened: SourceError | None = None  # why a file could not be opened
+        self.trouble = ""  # why a file that was open is not read, as of the last settle()
         self._meet_files()
         if not self._places or isinstance(self._unopened, Untrusted):
             self.close()
@@ -157,10 +158,12 @@ class Journal:
 
     def settle(self) -> tuple[str, ...]:
         """Open files anew where that is due, and those that have come; what there is to tell."""
+        self.trouble = ""
         for place in self._places:
             try:
                 place.refresh()
             except SourceError as error:
+                self.trouble = error.message
                 self._trouble(error.message)
         self._meet_files()
         now = time.monotonic()

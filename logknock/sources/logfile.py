@@ -250,6 +250,11 @@ class LogFile:
         """How often to look, in seconds; 0.0 while watchdog wakes."""
         return 0.0 if self._watch is not None else _POLL
 
+    @property
+    def trouble(self) -> str:
+        """Why what stands under the name is not read, as it was told; empty where it is."""
+        return self._told_trouble
+
     def fileno(self) -> int:
         """No descriptor tells when a file has grown."""
         return -1

@@ -263,8 +263,10 @@ class Nflog:
         self._recent_bytes = 0
         self._socket = _open_group(group)
         # The kernel stamps packets with the time of their coming as long as some socket asks for it. With the stamp
-        # a packet that waited (a stopped process, a full queue) is judged by when it came (T29).
-        self._stamps = socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        # a packet that waited (a stopped process, a full queue) is judged by when it came (T29). Any socket but a unix
+        # one will do (sock_needs_netstamp() in net/core/sock.c); the unit allows no other family that would.
+        kind = socket.SOCK_RAW | socket.SOCK_CLOEXEC
+        self._stamps = socket.socket(socket.AF_NETLINK, kind, netlink.NETLINK_NETFILTER)
         self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
 
     def count(self, heeds: Heeds, directions: frozenset[str], heeds_none: HeedsNone | None = None) -> None:

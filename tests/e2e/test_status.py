@@ -6,11 +6,12 @@ import os
 import pty
 import re
 import sqlite3
+import subprocess
 import sys
 import tempfile
 import threading
 import time
-from contextlib import closing
+from contextlib import closing, suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
+from logknock.control import ask
 from logknock.knock import Code, Door, Grant
 from logknock.knock import Sequence as Knocks
 from logknock.onetime import Place
@@ -26,7 +28,11 @@ from logknock.status import Running, find_daemon, look
 from logknock.store import LOCK, open_store
 from logknock.turns import FEW, Turns
 
-from .world import LINES, Daemon, World, write_sequences
+from ..netns import Host
+from .pages import COMMANDS, HOST, KNOCKER, Guide, documented, follows, guarded, private
+from .world import KNOCKS, LINES, SSH, Daemon, World, until, write_sequences
+
+PAGE = follows("docs/howto/status.md")
 
 KNOCKED = re.compile(r"\b[789]00[0-9]\b")
 SRC = bytes([203, 0, 113, 7])
@@ -68,8 +74,8 @@ def use(world: World, daemon: Daemon, line: str) -> None:
 
 def test_the_story_of_a_door(world: World, file: Path) -> None:
     """Before the first start, while the daemon runs, and after it was killed."""
-    before = status(world)
-    assert "logknock does not run" in before
+    before = status(world, code=69)
+    assert before.startswith("logknock does not run: nobody is let in\n")
     assert re.search(r"ssh  \S+/anna  0 used  4 left  line 1 is next", before)
     assert not (file.parent / "state").exists(), "it makes nothing"
     world.apply()
@@ -77,7 +83,8 @@ def test_the_story_of_a_door(world: World, file: Path) -> None:
         daemon.wait_for("4 one-time sequences left")
         use(world, daemon, LINES[0])
         text = status(world)
-        assert f"logknock runs (process {daemon.process.pid})" in text
+        first = rf"logknock \S+ runs \(process {daemon.process.pid}\) since \d{{4}}-\d\d-\d\d [\d:]{{8}}, all is well\n"
+        assert re.match(first, text)
         assert re.search(r"^  ssh  10\.99\.0\.2  \d+s left$", text, re.MULTILINE)
         assert re.search(r"ssh  \S+/anna  1 used  3 left  line 2 is next\n    warning: 3 left", text)
         assert re.search(r"^  \d{4}-\d\d-\d\d \d\d:\d\d:\d\d  opened  ssh  10\.99\.0\.2  50 s$", text, re.MULTILINE)
@@ -87,12 +94,12 @@ def test_the_story_of_a_door(world: World, file: Path) -> None:
         assert 0 < answer["open"][0].pop("left") <= 50
         opened = answer["open"][0].pop("opened")
         assert abs(time.time() - time.mktime(time.strptime(opened, "%Y-%m-%dT%H:%M:%SZ")) + time.timezone) < 60
-        assert answer["open"] == [{"door": "ssh", "address": "10.99.0.2"}]
+        assert answer["open"] == [{"door": "ssh", "address": "10.99.0.2", "by": ""}]
         assert [entry["event"] for entry in answer["history"]] == ["opened", "used"]
         assert len(told(world, "--history", "1")["history"]) == 1
         daemon.process.kill()
         daemon.process.wait()
-    after = told(world)
+    after = told(world, code=69)
     assert after["daemon"] == {"runs": False, "pid": None}
     assert (after["onetime"], after["history"]) == (answer["onetime"], answer["history"])
     assert after["open"], "the kernel closes it, not the daemon's death"
@@ -104,15 +111,15 @@ def test_the_story_of_a_door(world: World, file: Path) -> None:
         pytest.param(None, None, "does not exist", 1, id="missing"),
         pytest.param(LINES, None, "can be read by others", 1, id="readable by others"),
         pytest.param(["# nothing"], 0, "is used up: it opens nothing", 1, id="used up"),
-        pytest.param(["abc", *LINES * 4, "7,"], 16, "line 18: a port is missing", 0, id="malformed"),
-        pytest.param([*["abc"] * 20, *LINES * 4], 16, "20 malformed lines in all", 0, id="many malformed"),
-        pytest.param(LINES * 4, 16, "", 0, id="right"),
+        pytest.param(["abc", *LINES * 4, "7,"], 16, "line 18: a port is missing", 69, id="malformed"),
+        pytest.param([*["abc"] * 20, *LINES * 4], 16, "20 malformed lines in all", 69, id="many malformed"),
+        pytest.param(LINES * 4, 16, "", 69, id="right"),
     ],
 )
 def test_what_is_wrong_with_a_file(
     world: World, file: Path, lines: list[str] | None, left: int | None, says: str, code: int
 ) -> None:
-    """The exit code is 1 where nothing opens, and the other door is told of all the same."""
+    """The exit code is 1 where nothing opens, more than that no daemon runs; the other door is told of all the same."""
     file.unlink()
     if lines is not None:
         write_sequences(file, lines)
@@ -121,9 +128,9 @@ def test_what_is_wrong_with_a_file(
     configure(world, file, write_sequences(file.parent / "ben", LINES * 5))
     answer = told(world, code=code)
     anna, ben = answer["onetime"]
-    remarks = anna["errors" if code else "warnings"]
+    remarks = anna["errors" if code == 1 else "warnings"]
     assert any(says in text for text in remarks) if says else not anna["errors"] + anna["warnings"]
-    assert (anna["left"], ben["left"], answer["ok"]) == (left, 20, not code)
+    assert (anna["left"], ben["left"], answer["ok"]) == (left, 20, False)
 
 
 def test_a_file_that_was_edited(world: World, file: Path) -> None:
@@ -132,11 +139,11 @@ def test_a_file_that_was_edited(world: World, file: Path) -> None:
         use(world, daemon, LINES[0])
         use(world, daemon, LINES[1])
     write_sequences(file, ["# new", *LINES[1:]])
-    (anna,) = told(world)["onetime"]
+    (anna,) = told(world, code=69)["onetime"]
     assert "was edited where it was used; goes on at line 3" in anna["warnings"]
     assert (anna["used"], anna["left"], anna["next_line"]) == (2, 2, 3)
     write_sequences(file, [LINES[0], LINES[3]])
-    (anna,) = told(world)["onetime"]
+    (anna,) = told(world, code=69)["onetime"]
     assert "its beginning: the sequence that was used last is gone" in anna["warnings"][0]
     assert (anna["left"], anna["next_line"]) == (1, 2), "what was used before does not count again"
 
@@ -231,7 +238,7 @@ def test_one_door_alone(world: World, file: Path) -> None:
         store.opened(Grant(door, SRC, now + 60), time.time(), now)
     store.opened(Grant("web", SRC[::-1], now), time.time(), now)
     store.close()
-    every, web = told(world), told(world, "--door", "web", "--history", "2")
+    every, web = told(world, code=69), told(world, "--door", "web", "--history", "2", code=69)
     assert [entry["door"] for entry in every["onetime"]] == ["ssh", "web"]
     assert [entry["door"] for entry in every["open"]] == ["ssh", "web"], "one that has ended is not open"
     assert [entry["door"] for entry in every["history"]] == ["web", "ssh", "ssh", "web"]
@@ -262,7 +269,7 @@ def test_nothing_foreign_reaches_the_terminal_raw(world: World, file: Path) -> N
         pass
     finally:
         os.close(master)
-    assert process.wait() == 0
+    assert process.wait() == 69
     plain = re.sub(rb"\x1b\[[0-9;]*m", b"", text.replace(b"\r\n", b"\n")).decode()
     assert plain != text.decode(), "there are colours"
     assert [c for c in plain if not c.isprintable() and c != "\n"] == []
@@ -336,3 +343,185 @@ def test_it_says_what_the_daemon_says(first: list[str], uses: int, then: list[st
         assert (find_next(following, Place()).sequence if following else None) == after.planted
         if (file.left or 0) <= FEW:
             assert file.left == after.left()
+
+
+# ---- how the daemon says that it stands
+
+
+def degraded(world: World) -> list[dict[str, Any]]:
+    """What is degraded; the exit code is 1 then."""
+    done = world.gateway.logknock("status", "--json", "-c", str(world.config), check=False)
+    found: list[dict[str, Any]] = json.loads(done.stdout)["degraded"]
+    assert done.returncode == (1 if found else 0), done
+    return found
+
+
+def test_what_the_daemon_does_is_counted(world: World) -> None:
+    world.apply()
+    with world.daemon() as daemon:
+        world.knock(*KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        answer = told(world)
+        (source,) = answer["sources"]
+        assert source.pop("rate") >= 0
+        assert source == {"name": "NFLOG group 5", "records": 3, "lost": 0, "ignored": 0, "trouble": ""}
+        standing = answer["standing"]
+        assert standing["doors"] == [{"name": "ssh", "open": 1, "opened": 1}]
+        assert (standing["opened"], standing["closed"], standing["refused"]) == (1, 0, 0)
+
+        def rate() -> float:
+            world.knock("7000/tcp")
+            return float(told(world)["sources"][0]["rate"])
+
+        until(rate, "a rate")
+        world.gateway.logknock("revoke", "--all", "-c", str(world.config))
+        standing = told(world)["standing"]
+        assert standing["doors"] == [{"name": "ssh", "open": 0, "opened": 1}]
+        assert standing["started"] <= standing["loaded"]
+        assert told(world, "--door", "ssh")["standing"]["doors"] == standing["doors"]
+        world.gateway.logknock("reload", "-c", str(world.config))
+        assert "  door ssh       0 open, 1 opened\n" in status(world)
+
+
+def test_t34_a_firewall_that_lost_its_table_is_degraded_until_it_is_back(world: World) -> None:
+    """T34: at a glance, with since when and what to do."""
+    world.configure(SSH + "[firewall]\nrestore = false\n")
+    world.apply()
+    with world.daemon():
+        assert degraded(world) == []
+        world.gateway.run("nft", "delete", "table", "inet", "logknock")
+        until(lambda: degraded(world), "it is noticed")
+        (found,) = degraded(world)
+        assert found["part"] == "firewall"
+        assert found["hint"] == "`logknock rules apply` loads it"
+        first, second, *_ = status(world, code=1).splitlines()
+        assert first.endswith(", degraded: firewall")
+        assert re.match(r"degraded: firewall, since \d{4}-\S+ \S+: .*granted4 is missing.*\(hint: ", second)
+        assert degraded(world)[0]["since"] == found["since"]
+        world.apply()
+        until(lambda: not degraded(world), "it is over")
+
+
+def test_a_log_that_is_not_there_is_degraded_until_it_is(world: World, tmp_path: Path) -> None:
+    log = tmp_path / "kern.log"
+    world.configure(f'[log]\nsource = ["nflog", "file"]\nfile.path = "{log}"\n' + SSH)
+    world.apply()
+    with world.daemon():
+        until(lambda: degraded(world), "it is noticed")
+        (found,) = degraded(world)
+        assert found["part"] == "source"
+        assert f"{log}: no such file" in found["why"]
+        assert [bool(each["trouble"]) for each in json.loads(status(world, "--json", code=1))["sources"]] == [
+            False,
+            True,
+        ]
+        log.write_text("")
+        until(lambda: not degraded(world), "it is over")
+
+
+def test_a_database_that_cannot_be_written_is_degraded_until_it_can(world: World, tmp_path: Path) -> None:
+    """A full disk; nobody has to knock for it to be seen that there is room again."""
+    state = tmp_path / "state"
+    world.apply()
+    state.mkdir(exist_ok=True)
+    inside = ("sh", "-c", f'mount -t tmpfs -o size=300k,mode=700 tmpfs {state} && exec "$@"', "sh")
+    command = [*inside, sys.executable, "-m", "logknock", "run", "-c", str(world.config)]
+    process = world.gateway.start(*command, stderr=subprocess.PIPE)
+    daemon = Daemon(process)
+    fill = Path(f"/proc/{process.pid}/root{state}/fill")
+
+    def standing() -> Any:
+        (answer,) = ask(tmp_path / "run", "status")
+        return answer["standing"]
+
+    try:
+        daemon.wait_for("ready")
+        with suppress(OSError):
+            fill.write_bytes(bytes(1 << 20))
+        world.knock(*KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        until(lambda: [each["part"] for each in standing()["degraded"]] == ["store"], "it is degraded")
+        assert standing()["store_errors"] > 0
+        assert "make room" in standing()["degraded"][0]["hint"]
+        fill.unlink()
+        until(lambda: not standing()["degraded"], "it is over")
+        daemon.wait_for("the state database can be written again")
+    finally:
+        process.kill()
+        process.wait()
+        assert process.stderr is not None
+        process.stderr.close()
+
+
+def test_who_may_not_read_the_database_hears_from_the_daemon_who_is_in(world: World, tmp_path: Path) -> None:
+    """As a member of the group does, to whom the state directory is shut."""
+    world.apply()
+    with world.daemon() as daemon:
+        world.knock(*KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        (tmp_path / "state" / "logknock.db").chmod(0)
+        command = [sys.executable, "-m", "logknock", "status", "--json", "-c", str(world.config)]
+        done = world.gateway.run("setpriv", "--bounding-set=-all", "--inh-caps=-all", *command, check=False)
+        assert done.returncode == 77, done
+        answer = json.loads(done.stdout)
+        assert "permission denied" in answer["errors"][0]
+        assert (answer["open"][0]["door"], answer["open"][0]["opened"]) == ("ssh", None)
+
+
+def test_a_one_time_file_that_opens_nothing_is_degraded(world: World, file: Path) -> None:
+    write_sequences(file, LINES[:1])
+    world.apply()
+    with world.daemon() as daemon:
+        daemon.wait_for("1 one-time sequence left")
+        assert degraded(world) == []
+        use(world, daemon, LINES[0])
+        until(
+            lambda: json.loads(world.gateway.logknock("status", "--json", "-c", str(world.config), check=False).stdout)[
+                "degraded"
+            ],
+            "it is used up",
+        )
+        (found,) = degraded(world)
+        assert found["part"] == "files"
+        assert f"ssh: {file} is used up" in found["why"]
+        write_sequences(file, LINES)
+        until(lambda: not degraded(world), "it is over")
+
+
+def test_a_daemon_that_cannot_be_asked_is_degraded(world: World, tmp_path: Path) -> None:
+    """Its log and systemd say so; here it is seen that it runs, and not how."""
+    (tmp_path / "run" / "control.sock").mkdir(parents=True)
+    world.apply()
+    with world.daemon(ready=False) as daemon:
+        daemon.wait_for("nobody can ask this daemon anything")
+        daemon.counter("doors open")
+        assert daemon.says("degraded: control: ")
+        text = status(world, code=1)
+        assert re.match(rf"logknock runs \(process {daemon.process.pid}\)\nerror: how it stands is not known: ", text)
+
+
+def test_the_page_s_commands_and_what_they_show(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    documented(hosts)
+    configuration = """[doors.ssh]
+sequence = ["7000/tcp", "8000/tcp", "9000/udp"]
+opens = ["22/tcp"]
+timeout = "5m"
+"""
+    with private(hosts[0], {"host.example": HOST[:1]}, COMMANDS) as gateway, guarded(gateway, configuration) as daemon:
+        hosts[1].logknock("knock", HOST[0], *KNOCKS)
+        daemon.expect("OPEN SESAME")
+        guide = Guide(PAGE, {"": gateway})
+        said = guide.run("logknock status\n").splitlines()
+        shown = PAGE.block("one-time files", "text").text.splitlines()
+        number = re.compile(r"\d[\d,.:-]*")
+
+        def alike(lines: list[str]) -> list[str]:
+            return [" ".join(number.sub("0", line).split()) for line in lines]
+
+        assert alike(said)[:9] == alike(shown)[:9]
+        assert alike(shown)[alike(shown).index("open doors") - 1] == ""
+        assert re.search(rf"^  ssh  {KNOCKER[0]}  .* left$", "\n".join(said), re.MULTILINE)
+        answer = json.loads(guide.run("--json"))
+        page = (Path(__file__).parents[2] / PAGE.name).read_text()
+        for name in (*answer, *answer["standing"], *answer["sources"][0], *answer["open"][0], *answer["history"][0]):
+            assert f"`{name}`" in page or f"`{name}." in page, f"the page says nothing of {name}"
