@@ -54,8 +54,12 @@ class BootedHost(Host):
 
 
 @contextmanager
-def booted(host: Host, folder: Path, packages: Path | None = None) -> Iterator[BootedHost]:
+def booted(
+    host: Host, folder: Path, packages: Path | None = None, capabilities: str = "CAP_SYSLOG"
+) -> Iterator[BootedHost]:
     """Boot a systemd in the host's network. `folder`, an empty one of the test's own, is there as well.
+
+    `capabilities` is what its services may have besides what systemd-nspawn leaves them.
 
     `packages` is where packages of Debian are unpacked: they are as good as installed there, and their services may do
     what they do on a machine.
@@ -74,7 +78,7 @@ def booted(host: Host, folder: Path, packages: Path | None = None) -> Iterator[B
             f"--directory={root}",
             f"--machine={host.name}",
             f"--network-namespace-path=/run/netns/{host.name}",
-            *("--bind=/dev/kmsg", "--capability=all" if packages else "--capability=CAP_SYSLOG"),
+            *("--bind=/dev/kmsg", f"--capability={'all' if packages else capabilities}"),
             *(f"--bind-ro={PROJECT}", f"--bind={folder}"),
             *("--boot", "--", "systemd.unit=sysinit.target"),
         ]
