@@ -1,11 +1,11 @@
 """Hosts with another firewall: Debian's own packages on a booted systemd, with the rules that they begin with.
 
 Rule 1: what runs is the package as it is, unpacked by `make setup-test`; what its installation does besides unpacking
-is done here, and nothing more. Rule 2: commands come from the documentation, as they stand there.
+is done here, and nothing more. Rule 2: commands come from the documentation, as they stand there. Rule 3: logknock is
+where its own package puts it, and runs by the unit that comes with it.
 """
 
 import re
-import subprocess
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,13 +13,13 @@ from pathlib import Path
 
 from ..netns import Host
 from ..peers import UNPACKED
-from .booted import PROJECT, booted
+from .booted import PROJECT, BootedHost, booted
+from .pages import Block, run
+from .test_unit import INSTALL
 from .world import World
 
-README = (PROJECT / "README.md").read_text()
-HOWTO = (PROJECT / "docs/howto/firewalls.md").read_text()
-
-_PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+# Where the commands of the documentation find `rules/`.
+DOCUMENTATION = "/usr/share/doc/logknock"
 
 # Another address of the client's, per family, which never knocks.
 STRANGER = ("10.99.0.3", "fd99::3")
@@ -61,13 +61,26 @@ with ThreadPoolExecutor() as pool:
 """
 
 
-def blocks(section: str) -> list[str]:
-    """The commands of a section of the howto, block by block."""
-    text = HOWTO.partition(f"\n## {section}\n")[2].partition("\n## ")[0]
-    found: list[str] = re.findall(r"```sh\n(.*?)```", text, re.DOTALL)
-    assert found, f"no commands for {section}"
-    assert all(commands.count("\n") <= 10 for commands in found), "ten lines are promised"
-    return found
+# The door that the documentation has throughout.
+SSH = """
+[doors.ssh]
+sequence = ["7000/tcp", "9000/udp", "8000/tcp"]
+seq_timeout = "15s"
+opens = ["22/tcp"]
+timeout = "30s"
+"""
+
+
+def install(host: BootedHost, configuration: str = SSH) -> None:
+    """What the package does, and a configuration; the service is not started."""
+    run(host, f"rm -rf /etc/logknock\n{INSTALL.format(project=PROJECT)}")
+    run(host, f"mkdir -p {DOCUMENTATION} && ln -s /usr/lib/python3/dist-packages/logknock/rules {DOCUMENTATION}")
+    configure(host, configuration)
+
+
+def configure(host: BootedHost, text: str) -> None:
+    """Write /etc/logknock/logknock.toml as the package keeps it."""
+    host.run("install", "-m", "640", "-g", "logknock", "/dev/stdin", "/etc/logknock/logknock.toml", input=text)
 
 
 @dataclass
@@ -76,10 +89,9 @@ class Neighbour(World):
 
     port: int = 22
 
-    def shell(self, commands: str) -> str:
-        """What the commands say on a terminal in the checkout; each of them must succeed."""
-        shell = ("env", f"PATH={_PATH}", "bash", "-ec", f"cd {PROJECT}\n{commands}")
-        return self.gateway.run(*shell, stdin=subprocess.DEVNULL).stdout
+    def shell(self, commands: str | Block) -> str:
+        """What the commands say on a terminal, where logknock's documentation is; each of them must succeed."""
+        return run(self.gateway, commands, DOCUMENTATION)
 
     def as_it_is(self) -> Mapping[str, str]:
         """The rules in the kernel, but for counters, and the files of the host."""
@@ -103,23 +115,12 @@ class Neighbour(World):
 
 @contextmanager
 def neighbour(hosts: tuple[Host, Host], folder: Path) -> Iterator[Neighbour]:
-    """The host with all packages there and none running; logknock is installed as the README says, and not started."""
+    """The host with all packages there and none running; logknock is installed, and not started."""
     gateway, client = hosts
     ipv4, ipv6 = STRANGER
     client.run("ip", "addr", "add", f"{ipv4}/24", "dev", "eth0")
     # Deprecated: what does not ask for it goes on using the other one.
     client.run("ip", "addr", "add", f"{ipv6}/64", "dev", "eth0", "nodad", "preferred_lft", "0")
     with booted(gateway, folder, UNPACKED) as inside:
-        host = Neighbour(inside, client, Path("/etc/logknock/logknock.toml"))
-        inside.run("ln", "-sf", f"{UNPACKED.parent}/bin/logknock", "/usr/local/bin/logknock")
-        configured, unit = (text for text in _guide() if "logknock check" in text or "logknock.service" in text)
-        host.shell(configured)
-        *lines, last = unit.splitlines(keepends=True)
-        assert last == "systemctl enable --now logknock\n"
-        host.shell("".join(lines))
-        yield host
-
-
-def _guide() -> list[str]:
-    guide = README.partition("## Guard ssh on a real host")[2].partition("\n### ")[0]
-    return re.findall(r"```sh\n(.*?)```", guide, re.DOTALL)
+        install(inside)
+        yield Neighbour(inside, client, Path("/etc/logknock/logknock.toml"))

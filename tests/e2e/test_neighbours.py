@@ -4,7 +4,7 @@ From each firewall's own rules on: closed without a knock, open with it, both th
 and gone without a trace.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
@@ -12,8 +12,11 @@ from typing import NamedTuple
 import pytest
 
 from ..netns import Host
-from .neighbours import Neighbour, blocks, neighbour
+from .neighbours import Neighbour, neighbour
+from .pages import Block, follows
 from .world import ECHO, until
+
+PAGE = follows("docs/howto/firewalls.md")
 
 
 class Knocks(NamedTuple):
@@ -24,13 +27,20 @@ class Knocks(NamedTuple):
     wrong: str
 
 
-README = Knocks("7000/tcp", ("9000/udp", "8000/tcp"), wrong="7001/tcp")
+TUTORIAL = Knocks("7000/tcp", ("9000/udp", "8000/tcp"), wrong="7001/tcp")
 WEB = Knocks("7100/tcp", ("9100/udp", "8100/tcp"), wrong="7101/tcp")
 # Where another firewall records what it drops, any service will do, and not traps only.
-ALL_RECORDED = README._replace(wrong="4444/tcp")
+ALL_RECORDED = TUTORIAL._replace(wrong="4444/tcp")
 
 
 NOBODY: frozenset[str] = frozenset()
+
+
+def blocks(section: str) -> tuple[Block, ...]:
+    """The commands of a section, block by block."""
+    found = PAGE.under(section).commands
+    assert all(block.text.count("\n") <= 10 for block in found), "ten lines are promised"
+    return found
 
 
 @pytest.fixture
@@ -41,7 +51,15 @@ def host(hosts: tuple[Host, Host], tmp_path: Path) -> Iterator[Neighbour]:
         yield made
 
 
-def follow(host: Neighbour, install: list[str], reload: str, remove: str, knocks: Knocks = README) -> None:
+def follow(
+    host: Neighbour,
+    install: Sequence[Block],
+    reload: str,
+    remove: Block,
+    knocks: Knocks = TUTORIAL,
+    *,
+    settled: str = "",
+) -> None:
     """What the howto promises of commands that install, of the firewall's own reload, and of the way back."""
     before = host.as_it_is()
     until(lambda: host.let_in() == host.everybody, "a service")
@@ -57,6 +75,7 @@ def follow(host: Neighbour, install: list[str], reload: str, remove: str, knocks
     host.shell(reload)
     until(lambda: only_the_knocker(host), "the same after the reload")
     host.shell(remove)
+    host.shell(settled)
     until(lambda: host.let_in() == host.everybody, "the service without its guard")
     assert host.as_it_is() == before
 
@@ -136,25 +155,25 @@ def test_firewalld(host: Neighbour) -> None:
     host.shell(FIREWALLD)
     install, remove, *_ = blocks("firewalld")
     with host.service(22):
-        follow(host, [install], "firewall-cmd --reload", remove + SETTLED)
+        follow(host, [install], "firewall-cmd --reload", remove, settled=SETTLED)
 
 
 def test_firewalld_with_iptables(host: Neighbour) -> None:
     host.shell(FIREWALLD)
     *_, install, remove = blocks("firewalld")
     with host.service(22):
-        follow(host, [install], "firewall-cmd --reload", remove + SETTLED)
+        follow(host, [install], "firewall-cmd --reload", remove, settled=SETTLED)
 
 
 def test_an_accepted_mark_is_refused_in_firewalld_s_own_table(host: Neighbour) -> None:
     """Why the howto does not say so: FirewallBackend=nftables, and otherwise the same as above."""
     host.shell(FIREWALLD)
     *_, install, _ = blocks("firewalld")
-    assert install.count("=iptables/") == 1
-    host.shell(install.replace("=iptables/", "=nftables/"))
+    assert install.text.count("=iptables/") == 1
+    host.shell(install.text.replace("=iptables/", "=nftables/"))
     assert "-m mark --mark 0x10000/0x10000 -j ACCEPT" in host.shell("iptables-save")
     with host.service(22):
-        host.knock(README.first, *README.others)
+        host.knock(TUTORIAL.first, *TUTORIAL.others)
         until(lambda: host.granted(), "an open door")
         assert host.let_in() == NOBODY
         host.shell("firewall-cmd --add-service=ssh")
