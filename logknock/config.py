@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 from . import config_values as values
 from .config_values import Endpoint, Network, PortRange, parse_duration
 from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
+from .ownership import read_hint
 from .packet import TCP, UDP
 from .records import Wanted
 from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, credentials_folder, read_files
@@ -140,10 +141,10 @@ def load(path: Path) -> Config:
 
     Raises ConfigError with every problem.
     """
-    report = Report()
+    report = Report(denied=read_hint)
     shared = {name: Table((name,), path, report) for name in ("log", "firewall", "scan", "metrics", "paths")}
     log, firewall, scan, metrics, paths = shared.values()
-    tables = _sort_in(read_files(path, report, credentials_folder()), shared, report)
+    tables = _sort_in(read_files(path, report, credentials_folder(path)), shared, report)
     doors = [(_door(table), table) for table in tables]
     config = Config(
         file=path,
@@ -161,6 +162,7 @@ def load(path: Path) -> Config:
     )
     for table in (*shared.values(), *tables):
         table.finish()
+    _check_metrics(config, metrics)
     if report.complete:
         _check_together(path, doors, report)
         _check_guarded(config.firewall, firewall, doors)
@@ -207,6 +209,7 @@ _WANTED = Wanted()
 _FIREWALL = Firewall()
 _SCAN = Scan()
 _METRICS = Metrics()
+CONTROL = "control.sock"  # control.NAME, in the runtime directory
 
 
 def _log(table: Table) -> dict[str, Any]:
@@ -234,6 +237,15 @@ def _log(table: Table) -> dict[str, Any]:
     if "file" in found["sources"] and not file.has("path"):
         table.error("source", "which file is not said", 'file.path = "/var/log/kern.log"')
     return found
+
+
+def _check_metrics(config: Config, table: Table) -> None:
+    listen = config.metrics.listen
+    if listen is not None and listen.path == str(config.runtime / CONTROL):
+        table.error("listen", "that is the control socket", f'listen = "unix:{config.runtime / "metrics.sock"}"')
+    elif listen is not None and not listen.path:
+        message = "every local user can read the numbers, which tell with each knock whether it was right"
+        table.warn("listen", message, f'listen = "unix:{config.runtime / "metrics.sock"}"')
 
 
 def _door(table: Table) -> Door:
@@ -276,7 +288,7 @@ def _check_door(door: Door, table: Table) -> None:
     if table.has("sequence") and table.has("onetime"):
         table.error("onetime", "a door has a sequence or files of one-time sequences", "make two doors of it")
     elif not (table.has("sequence") or table.has("onetime")):
-        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "8000/tcp", "9000/udp"]')
+        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "9000/udp", "8000/tcp"]')
     elif not door.sequence and table.has("sequence") and "sequence" not in table.wrong:
         table.error("sequence", "has no knock", "three knocks are a good beginning")
     elif not door.onetime and table.has("onetime") and "onetime" not in table.wrong:

@@ -11,17 +11,20 @@ watches nothing is read any more, and its answers go on until the client or the 
 
 import asyncio
 import contextlib
+import errno
 import grp
 import json
 import os
 import socket
 import struct
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+from . import systemd
 from .errors import FAILURE, NO_PERMISSION, UNAVAILABLE, LogknockError, printable
 from .feed import Feed, Watcher
 
@@ -29,8 +32,10 @@ VERSION = 1
 NAME = "control.sock"
 GROUP = "logknock"  # whose members may ask, besides root and the daemon's own user
 
-# Clients at a time: an administrator has a few, and each costs a descriptor and some kilobytes.
+# Clients at a time: an administrator has a few, and each costs a descriptor and some kilobytes. Who only waits gives
+# way to the next; there is some room for root alone, whatever those of the group do.
 MAX_CLIENTS = 16
+ROOT_CLIENTS = 4
 MAX_REQUEST = 4_096  # bytes; a request is an action and an address or two
 PATIENCE = 10.0  # seconds that a client may take to say something, or to read what it asked for
 
@@ -51,13 +56,26 @@ _MOST_USERS = 1 << 20  # bytes of it that are looked at
 
 
 class Peer(NamedTuple):
-    """Who asks: the user, and its name where this host has one for it."""
+    """Who asks: the user, as the kernel has it."""
 
     uid: int
-    name: str
+
+    @property
+    def name(self) -> str:
+        """The user's name where this host has one for it; reads a file.
+
+        It is this host's own: a directory service may take seconds, and knocks would wait.
+        """
+        with contextlib.suppress(OSError), _USERS.open("rb") as users:
+            for line in users.read(_MOST_USERS).split(b"\n"):
+                fields = line.split(b":")
+                if len(fields) > 3 and fields[2] == str(self.uid).encode():
+                    return printable(fields[0].decode(errors="replace"))
+        return ""
 
     def __str__(self) -> str:
-        return f"{self.name} (uid {self.uid})" if self.name else f"uid {self.uid}"
+        name = self.name
+        return f"{name} (uid {self.uid})" if name else f"uid {self.uid}"
 
 
 Answer = Mapping[str, Any]
@@ -81,14 +99,19 @@ class Control:
         self.met = 0  # clients since the start
         self.feed = Feed()
         self._turn = asyncio.Lock()  # of which one client at a time has its work done, whoever asks how much
-        self._clients: set[asyncio.Task[None]] = set()
+        self._clients: dict[asyncio.Task[None], _Client] = {}  # the oldest first
         self._server: asyncio.Server | None = None
+        self._bound: tuple[int, int] | None = None  # the identity of the socket that is ours
 
     async def open(self) -> None:
-        """Begin to listen. Raises ControlError."""
+        """Begin to listen, again where the socket is not there any more. Raises ControlError."""
+        if self._server is not None:  # who has been met goes on
+            self._server.close()
+            self._server = self._bound = None
         try:
             _make_folder(self._path.parent)
             listening = _listen(self._path)
+            self._bound = identity(self._path)
             self._server = await asyncio.start_unix_server(
                 self._meet, sock=listening, limit=MAX_REQUEST, backlog=_BACKLOG
             )
@@ -96,45 +119,66 @@ class Control:
             hint = "[paths] runtime of the configuration names the directory"
             raise ControlError(f"{self._path}: {error.strerror}", hint) from None
 
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be reached: it could not be made before, or somebody has removed the socket."""
+        return self._bound is not None and identity(self._path) == self._bound
+
     async def close(self) -> None:
         """Stop to listen, and leave those who are still asking; those who watch are told."""
-        if self._server is None:
-            return
-        self._server.close()
+        if self._server is not None:
+            self._server.close()
         self.feed.end({"ended": "logknock has stopped"}, {"done": True})
         for task in self._clients:
             task.cancel()
         await asyncio.gather(*self._clients, return_exceptions=True)
-        with contextlib.suppress(OSError):
-            self._path.unlink()
+        if self.is_there:
+            with contextlib.suppress(OSError):
+                self._path.unlink()
 
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self._clients.add(task)
         self.met += 1
         try:
             wire = writer.get_extra_info("socket")
+            client = self._clients[task] = _Client(_peer(wire))
             if not _may_ask(wire):
                 hint = f"ask as root or as a member of the group {GROUP}"
                 await _send(writer, _refusal("not permitted", hint, NO_PERMISSION))
-            elif len(self._clients) > MAX_CLIENTS:
+            elif not self._has_room(client):
                 await _send(writer, _refusal("too many clients at a time", "try again"))
             else:
-                await self._serve(_peer(wire), reader, writer)
+                await self._serve(client, reader, writer)
         except (OSError, TimeoutError, asyncio.IncompleteReadError):
             pass  # it is gone, or as good as that
         except ValueError:  # what asyncio raises for a line that is too long
             with contextlib.suppress(OSError, TimeoutError):
                 await _send(writer, _refusal(f"a request is a line of at most {MAX_REQUEST} bytes"))
         finally:
-            self._clients.discard(task)
+            self._clients.pop(task, None)
             writer.transport.abort() if writer.transport.get_write_buffer_size() else writer.close()
 
-    async def _serve(self, peer: Peer, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        while line := await _line(reader):
+    def _has_room(self, client: "_Client") -> bool:
+        """Whether there is a place; where all are taken, one that waits for a request is made free.
+
+        It is the oldest of the user who has the most of them, and root's last: nobody pushes out others.
+        """
+        if len(self._clients) <= MAX_CLIENTS:
+            return True
+        waiting = [(task, each.peer) for task, each in self._clients.items() if each.waits]
+        if waiting:
+            have = Counter(peer for _, peer in waiting)
+            oldest, _ = max(waiting, key=lambda each: (each[1].uid != 0, have[each[1]]))
+            self._clients[oldest].waits = False
+            oldest.cancel()
+            return True
+        return client.peer.uid == 0 and len(self._clients) <= MAX_CLIENTS + ROOT_CLIENTS
+
+    async def _serve(self, client: "_Client", reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while line := await client.hear(reader):
             try:
-                await self._give(line, peer, writer)
+                await self._give(line, client.peer, writer)
             except LogknockError as error:
                 # To who asks, "unavailable" is that no daemon answers, not that something is missing where it runs.
                 code = FAILURE if error.exit_code == UNAVAILABLE else error.exit_code
@@ -165,6 +209,23 @@ class Control:
                 self.feed.leave(work.watcher)
 
 
+class _Client:
+    """One that has connected; waits: it has asked nothing that is not answered."""
+
+    def __init__(self, peer: Peer) -> None:
+        self.peer = peer
+        self.waits = False
+
+    async def hear(self, reader: asyncio.StreamReader) -> bytes:
+        """What it says next, empty at its end; one that says nothing in time is given up (TimeoutError)."""
+        self.waits = True
+        try:
+            async with asyncio.timeout(PATIENCE):
+                return await reader.readline()
+        finally:
+            self.waits = False
+
+
 class _Work:
     """The answers to a request, as far as they are made."""
 
@@ -193,6 +254,15 @@ class _Work:
         return 0.0
 
 
+def identity(path: str | Path) -> tuple[int, int] | None:
+    """What tells the file that is there now from any other; None: there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:  # an empty path among them
+        return None
+    return status.st_dev, status.st_ino
+
+
 def _make_folder(path: Path) -> None:
     """For others to pass through, whatever the umask."""
     if not path.exists():
@@ -208,7 +278,7 @@ def _listen(path: Path) -> socket.socket:
         if path.is_socket():
             with socket.socket(socket.AF_UNIX, socket.SOCK_STREAM) as other:
                 other.settimeout(1.0)
-                if not other.connect_ex(str(path)):
+                if other.connect_ex(str(path)) in (0, errno.EAGAIN):  # EAGAIN: more wait there than it has room for
                     raise ControlError(f"{path}: another logknock answers there", "give each its own [paths] runtime")
             path.unlink()
         before = os.umask(0o177)
@@ -230,19 +300,9 @@ def _share(path: Path) -> None:
 
 
 def _peer(wire: socket.socket) -> Peer:
-    """Who connected (SO_PEERCRED, unix(7)).
-
-    The name is looked up in this host's own file: a directory service may take seconds, and knocks would wait.
-    """
+    """Who connected (SO_PEERCRED, unix(7))."""
     _, uid, _ = _UCRED.unpack(wire.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size))
-    name = ""
-    with contextlib.suppress(OSError), _USERS.open("rb") as users:
-        for line in users.read(_MOST_USERS).split(b"\n"):
-            fields = line.split(b":")
-            if len(fields) > 3 and fields[2] == str(uid).encode():
-                name = printable(fields[0].decode(errors="replace"))
-                break
-    return Peer(uid, name)
+    return Peer(uid)
 
 
 def _may_ask(peer: socket.socket) -> bool:
@@ -265,7 +325,8 @@ def _parse(line: bytes) -> Answer:
         request = json.loads(line)
     except (ValueError, RecursionError):
         raise ControlError("a request is a JSON object in a line") from None
-    if not isinstance(request, dict) or request.get("version") != VERSION:
+    # To Python true is 1, and so is 1.0.
+    if not isinstance(request, dict) or repr(request.get("version")) != str(VERSION):
         raise ControlError(f"a request is an object with version {VERSION}", "this may be another version of logknock")
     return request
 
@@ -276,12 +337,6 @@ def _refusal(message: str, hint: str = "", code: int = FAILURE) -> Answer:
 
 def _encode(answer: Answer) -> bytes:
     return json.dumps(answer).encode() + b"\n"
-
-
-async def _line(reader: asyncio.StreamReader) -> bytes:
-    """What a client says next, empty at its end; one that says nothing in time is given up (TimeoutError)."""
-    async with asyncio.timeout(PATIENCE):
-        return await reader.readline()
 
 
 async def _send(writer: asyncio.StreamWriter, answer: Answer) -> None:
@@ -326,6 +381,13 @@ def follow(runtime: Path, do: str, patience: float = PATIENCE, **details: Any) -
     raise ControlError(f"{path}: the daemon ended before its answer did", "ask again", UNAVAILABLE)
 
 
+def start_hint() -> str:
+    """How the daemon is started on this host."""
+    if systemd.runs_host():
+        return "`systemctl start logknock` starts it, `systemctl status logknock` says why it does not run"
+    return "`logknock run` starts it"
+
+
 def _sort(lines: Iterable[bytes]) -> tuple[list[dict[str, Any]], ControlError | None, bool]:
     """The answers among the lines, and how they end: with an error, or with all said."""
     answers: list[dict[str, Any]] = []
@@ -348,7 +410,7 @@ def _explained(path: Path) -> Iterator[None]:
         hint = f"run it as root, or as a member of the group {GROUP}"
         raise ControlError(f"{path}: permission denied", hint, NO_PERMISSION) from None
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
-        hint = "`logknock run` starts the daemon; [paths] runtime must be the same for both"
+        hint = f"{start_hint()}; [paths] runtime must be the same for both"
         raise ControlError(f"no daemon answers at {path}", hint, UNAVAILABLE) from None
     except TimeoutError:
         hint = "it is stopped, or has too much to do: its log may say more"

@@ -107,6 +107,7 @@ class Daemon:
         self._met = 0  # clients of the control socket, and of metrics, when the garbage collector ran last
         self._rates, self._troubles = Rates(), Troubles()
         self._control_trouble: LogknockError | None = None
+        self._opening: asyncio.Task[None] | None = None  # the control socket, once more
         self._tell_apart_at = 0  # the tick at which it may be told again
         self._stopped = asyncio.Event()
 
@@ -152,8 +153,19 @@ class Daemon:
         try:
             await self._control.open()
         except LogknockError as error:  # knocks do not need it
+            if self._control_trouble is None or self._control_trouble.message != error.message:
+                self._tell(f"nobody can ask this daemon anything: {error.words()}", Level.ERROR, EVENT="control")
             self._control_trouble = error
-            self._tell(f"nobody can ask this daemon anything: {error.words()}", Level.ERROR, EVENT="control")
+            return
+        if self._control_trouble is not None:
+            self._tell("this daemon can be asked again", EVENT="control")
+        self._control_trouble = None
+
+    def _watch_control(self) -> None:
+        """Have the control socket made anew where it could not be made, or is not there any more."""
+        opened = self._opening is None or self._opening.done()
+        if opened and not self._stopped.is_set() and not self._control.is_there:
+            self._opening = asyncio.get_running_loop().create_task(self._open_control())
 
     @property
     def _known(self) -> Known:
@@ -283,6 +295,7 @@ class Daemon:
         self._reporter.settle()
         self._counts.settle()
         self._exposition.tick()
+        self._watch_control()
         self._rates.see({tally.name: tally.records for tally in self._intake.tallies}, time.monotonic())
         self._troubles.see(self._in_trouble(), time.time())
         self._desk.tick()
@@ -378,8 +391,12 @@ class Daemon:
         loaded = time.time()
         try:
             config = load(self._path)
-            if config.state != self._config.state:
-                raise LogknockError("[paths] state cannot change while logknock runs", "restart it")
+            for key, now, then in (
+                ("state", self._config.state, config.state),
+                ("runtime", self._config.runtime, config.runtime),
+            ):
+                if now != then:
+                    raise LogknockError(f"[paths] {key} cannot change while logknock runs", "restart it")
             self._sole.use(config)
             sources = self._intake.open(config)
             try:
@@ -438,6 +455,8 @@ class Daemon:
         self._longest = _longest(config)
         self._counts.use(config.doors, self._intake.names)
         self._exposition.use(config.metrics)
+        for trouble in self._exposition.troubles:
+            lines += [f"{_WARNING}{trouble.message}", f"hint: {trouble.hint}"]
         self._matcher.set_doors(config.doors)
         self._keeper.use(config.doors)
         self._firewall.adopt(config)
@@ -470,6 +489,8 @@ class Daemon:
         if self._config.guarded:  # else the rules are the administrator's own
             for name, wanted in ((WATCHED, self._config.watched), (GUARDED, self._config.guarded)):
                 lines += self._warn_of_missing(name, wanted)
+        if self._sole.stranger:
+            lines += self._advise(self._sole.stranger, "end that process: a second daemon would not be refused now")
         return lines
 
     def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> list[str]:

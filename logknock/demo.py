@@ -69,7 +69,7 @@ _HOME = Path("/run/demo")  # in a /run of our own
 _CONFIG = _HOME / "logknock.toml"
 _TOML = f"""\
 [doors.ssh]
-sequence = ["7000/tcp", "8000/tcp", "9000/udp"]
+sequence = ["7000/tcp", "9000/udp", "8000/tcp"]
 seq_timeout = "15s"
 opens = ["22/tcp"]
 timeout = "{TIMEOUT:g}s"
@@ -78,8 +78,8 @@ timeout = "{TIMEOUT:g}s"
 state = "{_HOME}/state"
 runtime = "{_HOME}/runtime"
 """
-_RIGHT = "7000/tcp 8000/tcp 9000/udp"
-_WRONG = "7000/tcp 9000/udp 8000/tcp"
+_RIGHT = "7000/tcp 9000/udp 8000/tcp"
+_WRONG = "7000/tcp 8000/tcp 9000/udp"
 _NO_ANSWER = 124  # timeout(1): the command was still waiting
 _LOOKS = 3  # at the time that runs down, a second apart
 _OPEN = "OPEN SESAME"
@@ -133,7 +133,7 @@ def require() -> None:
 def isolated() -> int:
     """Run `logknock demo` once more, in namespaces of its own, to its end or to ours; its exit code."""
     require()
-    again = [sys.executable, "-m", "logknock", "demo", "--outside", " ".join(_namespaces())]
+    again = [sys.executable, "-P", "-m", "logknock", "demo", "--outside", " ".join(_namespaces())]
     command = ["setpriv", "--pdeathsig", "KILL", *NAMESPACES, *again]
     # The terminal's Ctrl-C is for this process alone, which then ends the session of the others.
     before = {number: signal.signal(number, _interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -395,7 +395,7 @@ class Demo:
     def _wrong_sequence(self) -> Play:
         yield from _run("client", f"logknock knock {GATEWAY4} {_WRONG}")
         yield from self._told(f"{CLIENT4}: ssh: Stage 1")
-        yield from self._told(f"{CLIENT4}: ssh: wrong port 9000/udp")
+        yield from self._told(f"{CLIENT4}: ssh: wrong port 8000/tcp")
         yield from _refused(GATEWAY4)
         yield from self._told_no_opening()
         return "the attempt ended at the wrong port; the service is as closed as before"

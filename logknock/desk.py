@@ -6,7 +6,8 @@ makes sense.
 
 Requests, each with "version": 1; `left` and `seconds` are seconds, `since` and `started` seconds since the epoch:
 {"do": "status"} -> {"standing": {...}} (see standing.py)
-{"do": "grants"} -> {"grants": [{"door", "address", "left", "by"}, ...]}, several times where they are many
+{"do": "grants"} -> {"grants": [{"door", "address", "left", "by", "open"}, ...]}, several times where they are many;
+    "open" is false where the firewall does not have what is granted
 {"do": "grant", "door": "ssh", "address": "192.0.2.7", "seconds": 3600} -> {"grant": {...}}; seconds may be left out
 {"do": "revoke", "address": "192.0.2.7", "door": "ssh"} -> {"revoked": [{"door", "address"}, ...]}; without a door
     all that are open for the address, without an address ("all": true) for everybody
@@ -26,7 +27,7 @@ from . import bans, standing
 from .bans import LONGEST, SHORTEST, Bans
 from .control import Answer, Peer, Said
 from .doorkeeper import Doorkeeper, Hand, Open
-from .errors import USAGE, LogknockError, printable
+from .errors import USAGE, FirewallError, LogknockError, printable
 from .explain import Known, explain, parse
 from .feed import Feed
 from .packet import address_text, parse_address
@@ -141,40 +142,53 @@ class Desk:
             hint = ""
             if found is not None:
                 hint = "it is on record, and opens as soon as the firewall takes it; `logknock revoke` takes it back"
+            elif self._duties.known().sets.refused(src) is not None:
+                hint = "no door ever opens for it: name the address that somebody comes from (see `logknock watch`)"
             raise LogknockError(f"{door} is not open for {address_text(src)}: {reason}", hint)
         return grant_object(found or Open(door, src, 0.0, str(peer)))
 
     def _revoke(self, request: Answer, peer: Peer) -> Iterator[Said]:
-        door = self._door(request) if "door" in request else ""
+        gone = [door.name for door in self._keeper.doors]  # those that a reload has removed may still be open
+        door = self._door(request, gone) if "door" in request else ""
+        now, whom = time.monotonic(), ""
+        every: Iterable[Open]
         if "address" in request:
             src = _address(request)
-            open_doors = [found for found in self._keeper.listed(time.monotonic()) if found.src == src]
+            every, whom = self._keeper.listed_of(src, now), f" for {address_text(src)}"
         elif request.get("all") is True:
-            open_doors = list(self._keeper.listed(time.monotonic()))
+            every = self._keeper.listed(now)
         else:
             raise LogknockError("revoke needs an address", 'like {"address": "192.0.2.7"}, or {"all": true} for all')
-        wanted = [found for found in open_doors if door in ("", found.door)]
-        if not wanted:
-            whom = f" for {address_text(src)}" if "address" in request else ""
-            raise LogknockError(
-                f"{door or 'no door'} is {'not ' if door else ''}open{whom}", "`logknock grants` lists what is"
-            )
-        return self._close(wanted, peer)
+        none = f"{door or 'no door'} is {'not ' if door else ''}open{whom}"
+        return self._close((found if door in ("", found.door) else None for found in every), str(peer), none)
 
-    def _close(self, wanted: list[Open], peer: Peer) -> Iterator[Said]:
+    def _close(self, wanted: Iterable[Open | None], by: str, none: str) -> Iterator[Said]:
+        """All of them, whatever the firewall says to one; then the first of its errors. `none`: what to say of none."""
         closed: list[Mapping[str, str]] = []
+        failure: FirewallError | None = None
+        count = 0
         for found in wanted:
-            if self._duties.close(found.door, found.src, str(peer)):
-                closed.append({"door": found.door, "address": address_text(found.src)})
+            if found is not None:
+                count += 1
+                try:
+                    if self._duties.close(found.door, found.src, by):
+                        closed.append({"door": found.door, "address": address_text(found.src)})
+                except FirewallError as error:
+                    failure = failure or error
             if len(closed) >= _AT_ONCE:
                 yield {"revoked": closed}
                 closed = []
             yield None
+        if not count:
+            raise LogknockError(none, "`logknock grants` lists what is")
         yield {"revoked": closed}
+        if failure is not None:
+            raise failure
 
-    def _door(self, request: Answer) -> str:
+    def _door(self, request: Answer, also: Iterable[str] = ()) -> str:
         name = request.get("door")
         names = [door.name for door in self._duties.known().config.doors]
+        names += [name for name in also if name not in names]
         if not isinstance(name, str) or name not in names:
             shown = printable(name[:64]) if isinstance(name, str) else "of that name"
             raise LogknockError(f"there is no door {shown}", f"the doors are: {', '.join(names)}", USAGE)
@@ -193,7 +207,13 @@ class Desk:
 
 def grant_object(found: Open) -> dict[str, Any]:
     """An open door as JSON has it."""
-    return {"door": found.door, "address": address_text(found.src), "left": round(found.left, 3), "by": found.by}
+    return {
+        "door": found.door,
+        "address": address_text(found.src),
+        "left": round(found.left, 3),
+        "by": found.by,
+        "open": found.is_open,
+    }
 
 
 def _address(request: Answer) -> bytes:

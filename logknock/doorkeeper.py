@@ -48,12 +48,16 @@ class Hand(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A door that is open; `left` is in seconds; by: who opened it by hand, empty: a knock did."""
+    """A door that is open; `left` is in seconds; by: who opened it by hand, empty: a knock did.
+
+    is_open: False while it is held to, and the firewall does not have it.
+    """
 
     door: str
     src: bytes
     left: float
     by: str
+    is_open: bool = True
 
 
 class Doorkeeper:
@@ -106,6 +110,7 @@ class Doorkeeper:
             door = self._doors.get(grant.door)
             if door is None:
                 self._note(f"door {grant.door} is gone, and what it was to do when it closes with it", Level.WARNING)
+                self._sets.gone.add(grant.door)
                 self._record(self._store.ended, grant, "its door is gone", wall)
             elif grant.expires <= now or never_granted(grant.src):
                 ended += 1
@@ -190,10 +195,13 @@ class Doorkeeper:
         return len(some) == _EXPIRE_BATCH
 
     def listed(self, now: float) -> Iterator[Open]:
-        """All that is open as it is now; it may change meanwhile."""
-        for grant in self._sets.grants:
-            if grant.expires > now:
-                yield self._shown(grant, now)
+        """All that is open, one by one: it may be stopped anywhere, and what ends meanwhile is left out."""
+        for src in self._sets.sources:
+            yield from self.listed_of(src, now)
+
+    def listed_of(self, src: bytes, now: float) -> list[Open]:
+        """What is open for somebody."""
+        return [self._shown(grant, now) for grant in self._sets.granted(src) if grant.expires > now]
 
     def find(self, name: str, src: bytes, now: float) -> Open | None:
         """The door as it is open for somebody."""
@@ -201,7 +209,8 @@ class Doorkeeper:
         return self._shown(grant, now) if grant is not None and grant.expires > now else None
 
     def _shown(self, grant: Grant, now: float) -> Open:
-        return Open(grant.door, grant.src, grant.expires - now, self._by_hand.get((grant.door, grant.src), ""))
+        by = self._by_hand.get((grant.door, grant.src), "")
+        return Open(grant.door, grant.src, grant.expires - now, by, not self._sets.is_shut(grant.door, grant.src))
 
     @property
     def doors(self) -> tuple[DoorStanding, ...]:
@@ -221,7 +230,7 @@ class Doorkeeper:
                 self._out_of_trouble(StoreError, _WRITTEN_AGAIN)
             self._store.trim()
         except StoreError as error:
-            self._in_trouble(error)
+            self._in_trouble(error, again=StoreError in self._troubles)
         for name, src in [key for key in self._refused if self._sets.holds(key[1])]:
             if self._sets.find(name, src) is not None:
                 self._begin(self._doors[name], src)
@@ -338,9 +347,9 @@ class Doorkeeper:
 
     # ---- telling
 
-    def _in_trouble(self, error: LogknockError) -> None:
-        """Say it once, until it is over."""
-        self.counters.store_errors += isinstance(error, StoreError)
+    def _in_trouble(self, error: LogknockError, *, again: bool = False) -> None:
+        """Say it once, until it is over; `again`: it was only looked whether it is over, and nothing more is lost."""
+        self.counters.store_errors += isinstance(error, StoreError) and not again
         known = self._troubles.get(type(error))
         if known is None or known.message != error.message:
             self._troubles[type(error)] = error

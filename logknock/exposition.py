@@ -22,7 +22,7 @@ from typing import NamedTuple, Protocol
 
 from .config import Metrics
 from .config_values import Endpoint
-from .control import GROUP
+from .control import GROUP, identity
 from .counts import Facts
 from .errors import LogknockError
 
@@ -126,18 +126,31 @@ class Pages:
         self._facts = facts
         self._lock = asyncio.Lock()
         self._made: dict[str, tuple[float, bytes]] = {}  # by content type: until when it is good enough, and itself
+        self._making: dict[str, asyncio.Task[bytes]] = {}
 
     async def get(self, accept: str = "") -> tuple[str, bytes]:
         """The content type and the page; a little old where it takes long to make."""
         from . import metrics
 
         kind = metrics.content_type(accept)
-        async with self._lock:
-            good_until, page = self._made.get(kind, (0.0, b""))
-            if time.monotonic() >= good_until:
-                page, seconds = await _in_turns(metrics.text(self._facts(), accept))
-                self._made[kind] = time.monotonic() + _SHARE * seconds, page
+        good_until, page = self._made.get(kind, (0.0, b""))
+        if time.monotonic() < good_until:
             return kind, page
+        if kind not in self._making:
+            self._making[kind] = asyncio.get_running_loop().create_task(self._make(kind, accept))
+        # It goes on when who asked is gone, or has given way to another: in a flood it would never be made else.
+        return kind, await asyncio.shield(self._making[kind])
+
+    async def _make(self, kind: str, accept: str) -> bytes:
+        from . import metrics
+
+        try:
+            async with self._lock:
+                page, seconds = await _in_turns(metrics.text(self._facts(), accept))
+            self._made[kind] = time.monotonic() + _SHARE * seconds, page
+            return page
+        finally:
+            del self._making[kind]
 
 
 async def _in_turns(parts: Iterable[bytes]) -> tuple[bytes, float]:
@@ -164,10 +177,15 @@ class Server:
         self._pages = pages
         self._clients: dict[asyncio.Task[None], None] = {}
         self._socket = _listen(endpoint)
-        self._bound = _identity(endpoint.path)
+        self._bound = identity(endpoint.path)
         self._loop = asyncio.get_running_loop()
         self._pause: asyncio.TimerHandle | None = None
         self._resume()
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it can be reached: somebody may have removed the socket."""
+        return not self.endpoint.path or identity(self.endpoint.path) == self._bound is not None
 
     def close(self) -> None:
         """Stop to listen, and leave those who are still asking."""
@@ -177,7 +195,7 @@ class Server:
         self._socket.close()
         for task in self._clients:
             task.cancel()
-        if self._bound is not None and _identity(self.endpoint.path) == self._bound:
+        if self.endpoint.path and self.is_there:
             with suppress(OSError):
                 os.unlink(self.endpoint.path)
 
@@ -296,20 +314,11 @@ def _make_way(path: str) -> None:
     os.unlink(path)
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """What tells the file that is there now from any other."""
-    try:
-        status = os.lstat(path)
-    except OSError:  # an empty path among them
-        return None
-    return status.st_dev, status.st_ino
-
-
 # ---- the file
 
 
-def write_file(path: Path, content: bytes) -> None:
-    """Put the content there in one step, readable by all; raises OSError, and then all is as it was."""
+def write_file(path: Path, content: bytes) -> tuple[int, int] | None:
+    """Put the content there in one step, readable by all; its identity. Raises OSError, and then all is as it was."""
     # node_exporter reads what ends with .prom; whatever else has this name, a link of somebody's, goes.
     temporary = path.with_name(f".{path.name}~")
     with suppress(FileNotFoundError):
@@ -319,11 +328,13 @@ def write_file(path: Path, content: bytes) -> None:
         with open(descriptor, "wb") as file:
             os.fchmod(descriptor, _READABLE)
             file.write(content)
+        made = identity(temporary)
         temporary.rename(path)
     except OSError:
         with suppress(OSError):
             temporary.unlink()
         raise
+    return made
 
 
 class Textfile:
@@ -335,7 +346,7 @@ class Textfile:
         self._pages = pages
         self._due = 0.0
         self._writing: asyncio.Task[None] | None = None
-        self._written = False
+        self._written: tuple[int, int] | None = None  # the identity of the file that is there
 
     def tick(self, now: float) -> None:
         """A second has passed; `now` is time.monotonic()."""
@@ -345,10 +356,13 @@ class Textfile:
             self._writing.add_done_callback(self._end)
 
     async def close(self) -> None:
-        """Stop, and take the file away: what it says of a daemon that has ended would be taken for the present."""
+        """Stop, and take the file away: what it says of a daemon that has ended would be taken for the present.
+
+        Unless it is another's by now: the configuration may have named this path again.
+        """
         if self._writing is not None:
             await asyncio.wait([self._writing], timeout=_STOP_PATIENCE)
-        if self._written:
+        if self._written is not None and identity(self.path) == self._written:
             with suppress(OSError):
                 self.path.unlink()
 
@@ -356,7 +370,7 @@ class Textfile:
         """In a thread, since it waits for the disk."""
         _, page = await self._pages.get()
         try:
-            await asyncio.get_running_loop().run_in_executor(None, partial(write_file, self.path, page))
+            written = await asyncio.get_running_loop().run_in_executor(None, partial(write_file, self.path, page))
         except OSError as error:
             hint = "make room: it is tried again by itself"
             if error.errno != errno.ENOSPC:
@@ -364,7 +378,7 @@ class Textfile:
             self.trouble = MetricsError(f"{self.path} cannot be written: {_words(error)}", hint)
         else:
             self.trouble = None
-            self._written = True
+            self._written = written
 
     def _end(self, task: asyncio.Task[None]) -> None:
         self._writing = None
@@ -424,6 +438,8 @@ class Exposition:
 
     def tick(self) -> None:
         """A second has passed: listen where that could not be before, write the file, tell what is new."""
+        if self._server is not None and not self._server.is_there:
+            self._hang_up()
         if self._server is None:
             self._listen()
         if self._textfile is not None:

@@ -23,7 +23,7 @@ from typing import NamedTuple
 from .errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError, printable
 from .knock import MAX_SEQUENCE, Door, Sequence, Service
 from .onetime import MAX_LINE, Place, format_line, parse_knock, parse_line
-from .ownership import show_to_group
+from .ownership import read_hint, show_to_group
 
 # What is read at a time; more than MAX_LINE.
 CHUNK = 65_536
@@ -503,8 +503,7 @@ def _not_read(path: Path, error: OSError) -> OnetimeError:
     if isinstance(error, FileNotFoundError):
         return _error(path, "does not exist", f"`logknock onetime generate {quote(str(path))}` makes one")
     if isinstance(error, PermissionError):
-        hint = "run this as root, or as the file's owner"
-        return _error(path, "cannot be read: permission denied", hint, NO_PERMISSION)
+        return _error(path, "cannot be read: permission denied", read_hint(path), NO_PERMISSION)
     return _error(path, f"cannot be read: {error.strerror}", "name a regular file that can be read")
 
 

@@ -1,12 +1,25 @@
 """To whom files belong that root makes for a daemon that is not root.
 
-Rule: what root makes in a directory of the daemon's is the daemon's, and what it makes in one that is root's and shown
-to one group is shown to that group. Elsewhere files stay as they were made.
+Rule 1: what root makes in a directory of the daemon's is the daemon's, and what it makes in one that is root's and
+shown to one group is shown to that group. Elsewhere files stay as they were made. Rule 2: no link is followed, since
+the daemon's user may put one in the place of whatever is to be given away.
 """
 
 import os
+import pwd
 import stat
+from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
+from shlex import quote
+from typing import NamedTuple
+
+# As whom the unit runs the daemon (packaging/systemd/logknock.sysusers), and what it reads.
+SERVICE = "logknock"
+_SERVICE_CONFIG = Path("/etc/logknock")
+
+_PROTECTED = Path("/proc/sys/fs/protected_hardlinks")  # proc(5)
+_ACCESS_LIST = "system.posix_acl_access"  # acl(5)
 
 
 def give_to_owner(descriptor: int, folder: Path) -> None:
@@ -14,6 +27,27 @@ def give_to_owner(descriptor: int, folder: Path) -> None:
     owner = folder.stat()
     if os.geteuid() == 0 and owner.st_uid != os.fstat(descriptor).st_uid:
         os.fchown(descriptor, owner.st_uid, owner.st_gid)
+
+
+def take_in(folder: Path) -> None:
+    """What root has left in the daemon's directory, by a daemon that ran as root, becomes the owner's. Raises OSError.
+
+    Only files and directories, and only where nobody can have a link to a file that is not theirs (T31).
+    """
+    owner = folder.stat()
+    if os.geteuid() or not owner.st_uid or _PROTECTED.read_text("ascii").strip() != "1":
+        return
+    for _, folders, files, inside in os.fwalk(folder, follow_symlinks=False):
+        for name in (*folders, *files):
+            with suppress(FileNotFoundError):
+                descriptor = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=inside)
+                try:
+                    found = os.fstat(descriptor)
+                    plain = stat.S_ISDIR(found.st_mode) or (stat.S_ISREG(found.st_mode) and found.st_nlink == 1)
+                    if plain and not found.st_uid:
+                        os.chown(f"/proc/self/fd/{descriptor}", owner.st_uid, owner.st_gid)
+                finally:
+                    os.close(descriptor)
 
 
 def show_to_group(descriptor: int, folder: Path) -> None:
@@ -27,3 +61,66 @@ def show_to_group(descriptor: int, folder: Path) -> None:
     if os.geteuid() == 0 == found.st_uid and found.st_gid and readable:
         os.fchown(descriptor, -1, found.st_gid)
         os.fchmod(descriptor, 0o640)
+
+
+# ---- what the service can read
+
+
+class Unreadable(NamedTuple):
+    """A file that the service's user cannot read, or what is on the way to it, and the command that helps."""
+
+    path: Path
+    remedy: str
+
+
+def service_user() -> pwd.struct_passwd | None:
+    """Whom the unit runs the daemon as; None: there is no such user here."""
+    with suppress(KeyError):
+        return pwd.getpwnam(SERVICE)
+    return None
+
+
+def kept_from_service(config_file: Path, onetime_files: Iterable[Path] = ()) -> Iterator[Unreadable]:
+    """Of a configuration that a service reads: which of its files its user cannot read, for root to know."""
+    user = service_user()
+    if os.geteuid() or user is None or _SERVICE_CONFIG not in config_file.absolute().parents:
+        return
+    beside = config_file.parent / "conf.d"
+    told: set[str] = set()
+    for path in (config_file, beside, *sorted(beside.glob("*.toml")), *onetime_files):
+        remedy = _remedy(path, user)
+        if remedy and remedy not in told:  # a directory keeps them from all that is in it
+            told.add(remedy)
+            yield Unreadable(path, remedy)
+
+
+def read_hint(path: Path) -> str:
+    """What to do where this process may not read a file."""
+    user = service_user()
+    remedy = _remedy(path, user) if user is not None and os.geteuid() == user.pw_uid else ""
+    return f"as root: {remedy}" if remedy else "run this as root, or as the file's owner"
+
+
+def _remedy(path: Path, user: pwd.struct_passwd) -> str:
+    """A command that lets the user read the file; empty where they can, or it is not there."""
+    groups = os.getgrouplist(user.pw_name, user.pw_gid)
+    absolute = path.absolute()
+    for place in (*reversed(absolute.parents), absolute):
+        try:
+            found = place.stat()
+        except OSError:
+            return ""
+        folder = stat.S_ISDIR(found.st_mode)
+        needed = (0o4 if place == absolute else 0) | (0o1 if folder else 0)
+        shift = 6 if found.st_uid == user.pw_uid else 3 if found.st_gid in groups else 0
+        if found.st_mode >> shift & needed != needed and not _has_access_list(place):
+            return f"chgrp {SERVICE} {quote(str(place))}; chmod {750 if folder else 640} {quote(str(place))}"
+    return ""
+
+
+def _has_access_list(path: Path) -> bool:
+    try:
+        os.getxattr(path, _ACCESS_LIST)
+    except OSError:
+        return False
+    return True

@@ -23,7 +23,7 @@ from .runs import MAX_TRIES, TRIES
 from .toml_files import ConfigError, Report, read_file
 from .toml_tables import Table
 
-_MINIMAL = 'profiles.home = {host = "host.example", sequence = ["7000/tcp", "8000/tcp", "9000/udp"]}'
+_MINIMAL = 'profiles.home = {host = "host.example", sequence = ["7000/tcp", "9000/udp", "8000/tcp"]}'
 
 # The first a letter, so that no profile reads as a service, a pause or an address.
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9._-]{0,62}")
@@ -128,7 +128,7 @@ def _check(profile: Profile, table: Table) -> None:
     if table.has("sequence") and table.has("onetime"):
         table.error("onetime", "a profile has a sequence or a file of one-time sequences, not both", "leave one out")
     elif not table.has("sequence") and not table.has("onetime"):
-        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "8000/tcp", "9000/udp"], or onetime = "FILE"')
+        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "9000/udp", "8000/tcp"], or onetime = "FILE"')
     elif table.has("sequence") and not profile.knocks and "sequence" not in table.wrong:
         table.error("sequence", "has no knock", "write what the door's sequence is on the host")
     if table.has("host") and not profile.hosts and "host" not in table.wrong:

@@ -343,7 +343,7 @@ class Reconciler:
         if self._failure is not None and self._failure.message not in self._unfit:
             self.in_trouble(self._failure)
             return
-        back = f"the open doors of {self._restored} addresses are put back"
+        back = f"the open doors of {self._restored} address{'' if self._restored == 1 else 'es'} are put back"
         if self._trouble and self._trouble not in self._unfit:
             self._say(f"the firewall has what it needs again; {back}", Level.NOTICE)
         elif self._news and self._restored:

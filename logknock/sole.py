@@ -26,6 +26,7 @@ class Sole:
 
     def __init__(self) -> None:
         self._claim: socket.socket | None = None
+        self.stranger = ""  # who has the name instead of us, in words
 
     def use(self, config: Config) -> None:
         """Claim the table if the configuration needs it: for doors and what is guarded, or for bans.
@@ -33,7 +34,7 @@ class Sole:
         Raises LogknockError where another daemon has it.
         """
         if self._claim is None and (config.guarded or config.scan.ports):
-            self._claim = _claim()
+            self._claim, self.stranger = _claim()
 
 
 def refuse_others(ours: int | None) -> None:
@@ -43,21 +44,22 @@ def refuse_others(ours: int | None) -> None:
         raise _refusal(process)
 
 
-def _claim() -> socket.socket | None:
-    """None where a stranger has the name."""
+def _claim() -> tuple[socket.socket | None, str]:
+    """Where a stranger has the name there is no claim, and words that say so."""
     claim = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
     try:
         claim.bind(NAME)
         claim.listen(_BACKLOG)
-        return claim
+        return claim, ""
     except OSError as error:
         claim.close()
         if error.errno != errno.EADDRINUSE:
-            return None  # a kernel that has no such names
+            return None, ""  # a kernel that has no such names
     process, user = _holder()
     if user in _trusted():
         raise _refusal(process)
-    return None
+    who = f"process {process} of uid {user}" if process else "another process"
+    return None, f"{who} has the name by which daemons know of each other, and is no logknock"
 
 
 def _refusal(process: int) -> LogknockError:

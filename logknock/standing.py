@@ -101,6 +101,12 @@ def line(standing: Standing) -> str:
     )
 
 
+def brief(standing: Standing) -> str:
+    """What any local user may read. Nobody's knocks show in it: numbers of records or knockers tell of each knock."""
+    opened = standing.open
+    return f"{degraded_words(standing.degraded)}{opened} door{'' if opened == 1 else 's'} open"
+
+
 def degraded_words(degraded: tuple[Degraded, ...]) -> str:
     """What is degraded, for the beginning of a line; empty where nothing is."""
     if not degraded:

@@ -24,6 +24,8 @@ from .turns import FEW
 # What may be asked for of what happened: more is not kept.
 MOST_HISTORY = MAX_HISTORY
 
+_UNREAD = "how far it is used is not known: the state database cannot be read"
+
 _T = TypeVar("_T")
 
 # progress(file that is being read, lines or so that were read: only that it grows means anything)
@@ -45,13 +47,17 @@ class Running(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A door that is open; `opened` is in seconds since the epoch, `left` in seconds; by: who opened it by hand."""
+    """A door that is open; `opened` is in seconds since the epoch, `left` in seconds; by: who opened it by hand.
+
+    is_open: False where the daemon says that the firewall does not have it.
+    """
 
     door: str
     address: str
     opened: float
     left: float
     by: str
+    is_open: bool = True
 
 
 class File(NamedTuple):
@@ -83,6 +89,17 @@ class Status(NamedTuple):
     files: tuple[File, ...]
     history: tuple[Happened, ...]
     remarks: tuple[Remark, ...]
+
+    @property
+    def without_database(self) -> "Status":
+        """The same for one to whom the daemon answers: that the database is not theirs to read is no failure then."""
+        shut = any(code == NO_PERMISSION for _, code in self.remarks)
+        files = [
+            file._replace(remarks=tuple(Remark(r.text) if r.text == _UNREAD else r for r in file.remarks))
+            for file in self.files
+        ]
+        remarks = tuple(Remark(r.text) if r.code == NO_PERMISSION else r for r in self.remarks)
+        return self._replace(remarks=remarks, files=tuple(files)) if shut else self
 
     @property
     def code(self) -> int:
@@ -182,7 +199,7 @@ def _recall(files: list[tuple[str, str]], state: Path, most: int, only: str, pro
         reader = _open(state)
     except StoreError as error:
         wrong = _wrong(error)
-        remark = Remark("how far it is used is not known: the state database cannot be read", wrong.code)
+        remark = Remark(_UNREAD, wrong.code)
         unknown = tuple(_Turn(door, path, None, None, None, (remark,)) for door, path in files)
         return _Known((), unknown, (), (wrong,))
     if reader is None:

@@ -23,6 +23,7 @@ from zlib import crc32
 from .errors import UNAVAILABLE, LogknockError
 from .knock import MAX_SEQUENCE, Code, Grant, Sequence, Service
 from .onetime import Place
+from .ownership import service_user
 from .packet import PROTOCOL_NAMES
 
 DATABASE = "logknock.db"
@@ -59,7 +60,7 @@ _LONGEST_NAME = 63
 
 _PAGE = 4096
 _APPLICATION = 0x6C6B6E6B  # "lknk", in the file's header
-_SCHEMA = 1
+_SCHEMA = 2
 
 # STRICT and CHECK: that each row is sound is then part of SQLite's own check of the file.
 _TABLES = (
@@ -99,6 +100,13 @@ _TABLES = (
     detail TEXT NOT NULL
 ) STRICT""",
 )
+
+# Schema 1 had no column for who opened a door by hand; all else was as it is.
+_GRANTS = _TABLES[2]
+_GRANTS_1 = _GRANTS.replace("    by TEXT NOT NULL,\n", "")
+
+# What the tables of each schema look like that a database may have.
+_SCHEMAS = {1: {*_TABLES, _GRANTS_1} - {_GRANTS}, _SCHEMA: set(_TABLES)}
 
 # What SQLite calls the files that belong to a database: it reads each that is there, and believes it.
 PARTS = ("", "-journal", "-wal", "-shm")
@@ -214,9 +222,10 @@ class Store(Protocol):
 class Reader:
     """The database as `read_only` opens it for another process than the daemon, or as the daemon's own part below."""
 
-    def __init__(self, path: Path, database: sqlite3.Connection) -> None:
+    def __init__(self, path: Path, database: sqlite3.Connection, schema: int = _SCHEMA) -> None:
         self._path = path
         self._db = database
+        self._schema = schema
         self._boot = _boot()
 
     def __enter__(self) -> Self:
@@ -276,9 +285,7 @@ class Reader:
     def _records(self) -> list["_Record"]:
         """The sound ones; a row that makes no sense opens nothing."""
         with _told(self._path):
-            query = "SELECT door, src, expires, opened, boot, mono, wall, by, seal FROM grants"
-            rows = self._db.execute(query).fetchall()
-        return [record for row in rows if (record := _Record.from_row(row)) is not None]
+            return _records(self._db, self._schema)
 
 
 class SQLiteStore(Reader):
@@ -505,9 +512,10 @@ def _read_only(path: Path) -> Reader:
             database = _connect(path, "ro&immutable=1", _OPEN_WAIT)
         with ExitStack() as undo:
             undo.callback(database.close)
-            _identify(path, database)
+            database.execute("BEGIN")  # all of it as it is now: a daemon that starts may bring it up to date
+            schema = _identify(path, database)
             undo.pop_all()
-    return Reader(path, database)
+    return Reader(path, database, schema)
 
 
 def _lock(state: Path) -> int:
@@ -549,6 +557,9 @@ def distrust(path: Path, found: os.stat_result) -> None:
     me, name = os.geteuid(), quote(str(path))
     if found.st_uid not in (0, me):
         hint = f"if what is there is to be believed: chown {me or 'root'} {name}"
+        user = service_user()
+        if user is not None and found.st_uid == user.pw_uid:  # root's daemon would take it away from the service's
+            hint = "the service has it, which runs as that user: systemctl start logknock"
         raise StoreError(f"{path}: belongs to another user (uid {found.st_uid})", hint)
     folder = stat.S_ISDIR(found.st_mode)
     if shared := found.st_mode & (0o022 if folder else 0o026):
@@ -604,12 +615,14 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
         database = _connect(path, "rw", _OPEN_WAIT)
         with ExitStack() as undo:
             undo.callback(database.close)
-            _identify(path, database)
+            schema = _identify(path, database)
             (journal,) = database.execute("PRAGMA journal_mode").fetchone()
             if journal != "wal":
                 raise _damaged(path, f"its journal is {journal}, not wal")
             checked = _check(path, database)
             database.execute("PRAGMA wal_autocheckpoint = 0")
+            if schema < _SCHEMA:
+                _bring_up_to_date(database, schema)
             # Whether it may be written at all is known now, not when somebody knocks; BEGIN alone does not tell.
             database.execute("BEGIN IMMEDIATE")
             database.execute(f"PRAGMA user_version = {_SCHEMA}")
@@ -617,6 +630,21 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
             database.execute(f"PRAGMA busy_timeout = {_WRITE_WAIT * 1000:.0f}")
             undo.pop_all()
     return database, checked
+
+
+def _bring_up_to_date(database: sqlite3.Connection, schema: int) -> None:
+    """Make the tables of an older schema those of this one: all of it or, whatever happens meanwhile, nothing."""
+    database.execute("BEGIN IMMEDIATE")
+    try:
+        kept = _records(database, schema)
+        database.execute("DROP TABLE grants")
+        database.execute(_GRANTS)
+        database.executemany(_GRANT, (record.row() for record in kept))
+        database.execute(f"PRAGMA user_version = {_SCHEMA}")
+        database.execute("COMMIT")
+    finally:
+        if database.in_transaction:
+            database.rollback()
 
 
 def _look(path: Path) -> None:
@@ -639,8 +667,8 @@ def _connect(path: Path, mode: str, wait: float) -> sqlite3.Connection:
     return database
 
 
-def _identify(path: Path, database: sqlite3.Connection) -> None:
-    """Raise StoreError unless the database is ours, and of this version."""
+def _identify(path: Path, database: sqlite3.Connection) -> int:
+    """The database's schema. Raises StoreError unless it is ours, and of a version that is known here."""
     (application,) = database.execute("PRAGMA application_id").fetchone()
     (version,) = database.execute("PRAGMA user_version").fetchone()
     if application != _APPLICATION:
@@ -649,8 +677,9 @@ def _identify(path: Path, database: sqlite3.Connection) -> None:
         hint = "use that version again; this one cannot know what it means"
         raise StoreError(f"{path}: was written by a newer logknock (schema {version}, this is {_SCHEMA})", hint)
     rows = database.execute("SELECT sql FROM sqlite_master WHERE name NOT LIKE 'sqlite_%'").fetchall()
-    if version != _SCHEMA or {sql for (sql,) in rows} != set(_TABLES):
+    if {sql for (sql,) in rows} != _SCHEMAS.get(version):
         raise _damaged(path, "its tables are not as they were made")
+    return int(version)
 
 
 def _check(path: Path, database: sqlite3.Connection) -> bool:
@@ -702,6 +731,14 @@ class _Record(NamedTuple):
                     return cls(Grant(*row[:3]), *row[3:-1])
         return None
 
+    @classmethod
+    def from_first(cls, row: tuple[Any, ...]) -> Self | None:
+        """The same for a row of schema 1, where it was not known who had opened a door by hand: nobody could."""
+        if row[-1] != _seal(row[:-1]):
+            return None
+        values = (*row[:-1], "")
+        return cls.from_row((*values, _seal(values)))
+
     def row(self) -> tuple[str | bytes | float, ...]:
         values = (*self.grant, *self[1:])
         return (*values, _seal(values))
@@ -716,6 +753,16 @@ class _Record(NamedTuple):
 
     def stored(self) -> StoredGrant:
         return StoredGrant(self.grant, self.opened, self.by)
+
+
+def _records(database: sqlite3.Connection, schema: int) -> list[_Record]:
+    """All sound rows of grants."""
+    if schema > 1:
+        query, made = "SELECT door, src, expires, opened, boot, mono, wall, by, seal FROM grants", _Record.from_row
+    else:
+        query, made = "SELECT door, src, expires, opened, boot, mono, wall, seal FROM grants", _Record.from_first
+    rows = database.execute(query).fetchall()
+    return [record for row in rows if (record := made(row)) is not None]
 
 
 def _seal(values: tuple[object, ...]) -> int:
@@ -787,4 +834,7 @@ def _damaged(path: Path, what: str) -> StoreError:
 
 
 def _unusable(path: Path, error: OSError) -> StoreError:
+    if isinstance(error, PermissionError) and os.geteuid():
+        hint = "`logknock rules apply` by root gives the daemon what root has left there"
+        return StoreError(f"{path}: {error.strerror}", hint)
     return StoreError(f"{path}: {error.strerror}", "the daemon needs it to remember what was used ([paths] state)")

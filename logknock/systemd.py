@@ -1,24 +1,25 @@
 """What systemd gives the daemon (systemd.exec(5)), and what it hears of it: ready, how it stands, alive (sd_notify(3)).
 
 Rule 1: telling never blocks: what finds no room is told again a second later, and nothing that matters is lost. Rule 2:
-a sign of life says that packets are read, not merely that a process is there.
+a sign of life says that packets are read, not merely that a process is there. Rule 3: any local user reads the status
+(`systemctl show`): nothing that tells of single knocks is in it, or a sequence could be found one port at a time.
 """
 
 import os
 import socket
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from .errors import BAD_CONFIG, LogknockError
-from .standing import Standing, line
-
-# Seconds between two status texts that differ in numbers only. What a person looks for (doors that are open, what is
-# degraded) is told within one.
-STATUS_EVERY = 5.0
+from .standing import Standing, brief
 
 # Seconds between two calls of tick(), at most, on a machine that has its breath.
 _TICK = 1.0
+
+
+def runs_host() -> bool:
+    """Whether this host is run by systemd (as sd_booted(3) finds out)."""
+    return Path("/run/systemd/system").is_dir()
 
 
 class Systemd:
@@ -34,8 +35,8 @@ class Systemd:
                 self._address = f"\0{self._address[1:]}"
         self._patience = _patience(environment)
         self._untold: list[str] = []
-        self._shown: tuple[Any, ...] = ()
-        self._status_at = self._alive_at = 0.0
+        self._shown = ""
+        self._alive_at = 0.0
 
     def tell(self, state: str) -> None:
         """Tell a change of state: READY=1, RELOADING=1, STOPPING=1."""
@@ -45,7 +46,7 @@ class Systemd:
 
     def ready(self, standing: Standing) -> None:
         """The daemon does what it is there for, and stands like this."""
-        self.tell(f"READY=1\nSTATUS={line(standing)}")
+        self.tell(f"READY=1\nSTATUS={brief(standing)}")
 
     def tick(self, standing: Standing, now: float, *, well: bool) -> None:
         """A second has passed; `well`: all sources are read. `now` is time.monotonic()."""
@@ -54,9 +55,9 @@ class Systemd:
         self._send_untold()
         if self._untold:
             return
-        shown = (standing.open, standing.degraded)
-        if (shown != self._shown or now >= self._status_at) and self._send(f"STATUS={line(standing)}"):
-            self._shown, self._status_at = shown, now + STATUS_EVERY
+        status = brief(standing)
+        if status != self._shown and self._send(f"STATUS={status}"):
+            self._shown = status
         # Twice in the time that systemd waits, as sd_watchdog_enabled(3) advises; this comes again after a tick only.
         if well and self._patience and now + _TICK >= self._alive_at and self._send("WATCHDOG=1"):
             self._alive_at = now + self._patience / 2

@@ -11,7 +11,7 @@ import re
 import stat
 import tomllib
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,10 +25,16 @@ from .toml_lines import KeyPath, find_lines
 MAX_BYTES = 1 << 20
 
 # What a hint shows to one who has no configuration yet.
-MINIMAL = 'doors.ssh = {sequence = ["7000/tcp", "8000/tcp", "9000/udp"], opens = ["22/tcp"]}'
+MINIMAL = 'doors.ssh = {sequence = ["7000/tcp", "9000/udp", "8000/tcp"], opens = ["22/tcp"]}'
+
+AS_OWNER = "run this as root, or as the file's owner"
 
 # An error quotes what it is about; a value longer than this is not shown whole.
 _MAX_SHOWN = 300
+
+# What the unit reads, or its instances in directories below, and where systemd puts what is secret.
+_CONFIG = Path("/etc/logknock/logknock.toml")
+_CREDENTIALS = Path("/run/credentials")
 
 # Never waits for the other end of a FIFO, never becomes a terminal's session.
 _OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -89,9 +95,12 @@ class Note(NamedTuple):
 class Report:
     """What was found so far. Lines are looked up at the end, in the files that need it."""
 
-    def __init__(self, option: str = "-c", minimal: str = MINIMAL) -> None:
+    def __init__(
+        self, option: str = "-c", minimal: str = MINIMAL, denied: Callable[[Path], str] = lambda path: AS_OWNER
+    ) -> None:
         self.option = option  # what names another file
         self.minimal = minimal  # what a hint shows to one who has no file yet
+        self.denied = denied  # what to do where a file may not be read
         self.texts: dict[Path, str] = {}  # what each file says, in the order of reading
         self.errors: list[Note] = []
         self.warnings: list[Note] = []
@@ -149,10 +158,20 @@ def read_files(path: Path, report: Report, credentials: Path | None = None) -> l
     return [(file, data) for file, data in files if data is not None]
 
 
-def credentials_folder(environment: Mapping[str, str] = os.environ) -> Path | None:
-    """Where systemd has put this service's credentials (systemd.exec(5)); None: it has none."""
-    name = environment.get("CREDENTIALS_DIRECTORY", "")
-    return Path(name) if name else None
+def credentials_folder(path: Path, environment: Mapping[str, str] = os.environ) -> Path | None:
+    """Where systemd has put the credentials of the service whose configuration it is (systemd.exec(5)); None: nowhere.
+
+    The service itself is told. Root, who loads rules beside it, looks where systemd puts them: what is in the
+    credentials would be left unguarded else.
+    """
+    if name := environment.get("CREDENTIALS_DIRECTORY", ""):
+        return Path(name)
+    if os.geteuid() or path.name != _CONFIG.name:
+        return None
+    folder = path.absolute().parent
+    if folder == _CONFIG.parent:
+        return _CREDENTIALS / "logknock.service"
+    return _CREDENTIALS / f"logknock@{folder.name}.service" if folder.parent == _CONFIG.parent else None
 
 
 def _read_folder(folder: Path, report: Report, *, of_service: bool) -> list[tuple[Path, dict[str, Any] | None]]:
@@ -211,7 +230,7 @@ def _cannot_read(path: Path, error: OSError, report: Report) -> None:
         report.unread(path, "does not exist", hint)
     elif isinstance(error, PermissionError):
         report.exit_code = NO_PERMISSION
-        report.unread(path, "cannot be read: permission denied", "run this as root, or as the file's owner")
+        report.unread(path, "cannot be read: permission denied", report.denied(path))
     else:
         hint = f"name a file that can be read with {report.option} FILE"
         report.unread(path, f"cannot be read: {error.strerror}", hint)

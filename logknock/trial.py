@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Self
 
 from .errors import FAILURE, NO_PERMISSION, LogknockError
-from .ownership import give_to_owner
+from .ownership import give_to_owner, service_user
 
 # Seconds until a decision is noticed: too short for anybody to wait for, too long to cost anything.
 POLL = 0.1
@@ -245,7 +245,12 @@ def _open_lock(runtime: Path) -> int:
 def file_error(path: Path, error: OSError) -> LogknockError:
     """What to say where the system refuses a file of ours."""
     if isinstance(error, PermissionError):
-        return LogknockError(f"{path}: {error.strerror}", "run it as root", NO_PERMISSION)
+        user = service_user()
+        if user is not None and os.geteuid() == user.pw_uid:
+            hint = "`logknock rules apply` by root gives the service what root has left there"
+        else:
+            hint = "run it as root"
+        return LogknockError(f"{path}: {error.strerror}", hint, NO_PERMISSION)
     hint = "[paths] state and runtime of the configuration name the directories"
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         hint = "make room on its file system; what was there before stays in force"

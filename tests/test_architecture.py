@@ -27,7 +27,7 @@ ALLOWED: dict[str, set[str]] = {
     "toml_files": BASE | {"toml_lines"},
     "toml_tables": {"config_values", "toml_files", "toml_lines"},
     "config_values": {"knock", "packet"},
-    "config": {"config_values", "knock", "packet", "records", "toml_files", "toml_tables"},
+    "config": {"config_values", "knock", "ownership", "packet", "records", "toml_files", "toml_tables"},
     "knockd_commands": {"knock", "packet"},
     "knockd_conf": {"knock", "knockd_commands", "packet"},
     "report": {"knock", "packet", "trail"},
@@ -46,7 +46,7 @@ ALLOWED: dict[str, set[str]] = {
     "sources": BASE | {"lines", "netlink", "packet", "records", "stamps", "trusted_files"},
     "intake": BASE | {"config", "copies", "packet", "records", "sources"},
     "feed": BASE,
-    "control": BASE | {"feed"},
+    "control": BASE | {"feed", "systemd"},
     "desk": BASE | {"bans", "control", "doorkeeper", "explain", "feed", "packet", "report", "standing"},
     "explain": BASE | {"bans", "config", "firewall.sets", "intake", "knock", "packet", "trail"},
     "timeline": {"knock", "trail"},
@@ -60,7 +60,8 @@ ALLOWED: dict[str, set[str]] = {
     "doctor": BASE
     | {"client", "config", "config_values", "control", "demo", "doctor", "firewall.iptables", "firewall.marks"}
     | {"firewall.ruleset", "firewall.sets", "knock"}
-    | {"lockout", "netlink", "onetime", "onetime_files", "packet", "records", "sources", "status", "store"},
+    | {"lockout", "netlink", "onetime", "onetime_files", "ownership", "packet"}
+    | {"records", "sources", "status", "store"},
     "firewall.sets": BASE | {"knock", "netlink"},
     "firewall.ruleset": BASE
     | {"config", "firewall.intent", "knock", "netlink", "onetime_files", "ownership", "packet", "trial"},
@@ -73,7 +74,7 @@ ALLOWED: dict[str, set[str]] = {
     "session": {"knock", "packet"},
     "lockout": BASE | {"config", "knock", "packet", "status"},
     "trial": BASE | {"ownership"},
-    "store": BASE | {"knock", "onetime", "packet"},
+    "store": BASE | {"knock", "onetime", "ownership", "packet"},
     "turns": BASE | {"knock", "onetime", "onetime_files", "store"},
     "status": BASE | {"knock", "onetime", "onetime_files", "packet", "store", "turns"},
     "standing": set(),
@@ -120,6 +121,7 @@ ALLOWED: dict[str, set[str]] = {
         "session",
         "sole",
         "status",
+        "systemd",
         "timeline",
         "trail",
         "trial",
@@ -160,6 +162,8 @@ PURE = {
 STARTS_PROGRAMS = {"actions", "cli.demo", "demo", "doctor.host", "doctor.live", "firewall.intent", "trial"}
 # `rules --iptables` starts iptables' own programs, and asks `ip` who routes by marks.
 STARTS_PROGRAMS |= {"firewall.iptables", "firewall.marks"}
+# `rules remove` asks systemctl whether the unit will load them again.
+STARTS_PROGRAMS |= {"cli.rules"}
 
 
 def modules() -> dict[str, Path]:
@@ -194,6 +198,22 @@ def test_no_module_knows_what_it_should_not(name: str) -> None:
     if room(name) in known and room(name) not in ("cli", "doctor"):  # what these hold is one thing in several files
         pytest.fail(f"{name} imports a sibling")
     assert known <= ALLOWED[room(name)], f"{name} must not know {known - ALLOWED[room(name)]}"
+
+
+# What a machine has that only knocks (packaging/debian/logknock-client.install).
+CLIENT = {"__init__", "errors", "cli.__init__", "cli.client", "cli.knock", "cli.proxy"}
+CLIENT |= {"client", "config_values", "knock", "onetime", "onetime_files", "ownership", "packet", "positions"}
+CLIENT |= {"profiles", "proxy", "runs", "toml_files", "toml_lines", "toml_tables"}
+
+
+def test_what_only_knocks_loads_its_own_modules_alone() -> None:
+    """Wherever in a file it is imported: nothing of the daemon, and no configuration of one."""
+    known, todo = set(), {"cli.client", "cli.knock", "cli.proxy"}
+    while todo:
+        known.add(name := todo.pop())
+        found = {other if other in modules() else f"{other}.__init__" for other in imports(name)[0]}
+        todo |= found - known
+    assert known == CLIENT
 
 
 @pytest.mark.parametrize("name", sorted(PURE))

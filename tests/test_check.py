@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError
+from logknock.cli.check import NOTHING_TO_DO
+from logknock.errors import BAD_CONFIG, NO_PERMISSION, LogknockError
 
 from .netns import pair
 
@@ -261,9 +262,9 @@ def test_the_help_shows_an_example() -> None:
 @pytest.mark.parametrize(
     ("text", "code"),
     [
-        pytest.param("", FAILURE, id="nothing but a file"),
-        pytest.param('[firewall]\ntrusted = ["192.0.2.0/24"]\n', FAILURE, id="all but a door"),
-        pytest.param("[doors]\n", FAILURE, id="a place for doors"),
+        pytest.param("", NOTHING_TO_DO, id="nothing but a file"),
+        pytest.param('[firewall]\ntrusted = ["192.0.2.0/24"]\n', NOTHING_TO_DO, id="all but a door"),
+        pytest.param("[doors]\n", NOTHING_TO_DO, id="a place for doors"),
         pytest.param(DOOR, 0, id="a door"),
         pytest.param(DOOR.replace("22/tcp", "no port"), 0, id="a door with a mistake, which run tells"),
         pytest.param("[firewal]\n", 0, id="no door and a mistake"),
@@ -271,7 +272,7 @@ def test_the_help_shows_an_example() -> None:
     ],
 )
 def test_whether_there_is_any_door(tmp_path: Path, text: str, code: int) -> None:
-    """What the unit asks before it starts: 1 skips it, and what is wrong otherwise is for `logknock run` to tell."""
+    """What the unit asks before it starts: 3 skips it, and what is wrong otherwise is for `logknock run` to tell."""
     path = write(tmp_path, text)
     done = run("--any-door", "-c", path)
     assert (done.returncode, done.stdout) == (code, "")

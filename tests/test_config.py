@@ -12,8 +12,9 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from logknock.config import Config, ConfigError, Firewall, Metrics, PortRange, Scan, load
+from logknock.config import CONTROL, Config, ConfigError, Firewall, Metrics, PortRange, Scan, load
 from logknock.config_values import Endpoint
+from logknock.control import NAME
 from logknock.knock import Door, Service, SetName, TcpFlags
 from logknock.packet import FIN, SYN, TCP, UDP
 from logknock.records import Wanted
@@ -130,8 +131,10 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
                 command_limit=2.0,
             ),
         ),
-        warnings=(),
+        warnings=config.warnings,
     )
+    (warning,) = config.warnings
+    assert "metrics.listen: every local user can read the numbers" in str(warning), "over TCP, and not at a socket"
     assert config.guarded == {Service(TCP, 80), Service(TCP, 3306)}
     assert config.onetime_files == (Path("/x/anna"), Path("/x/ben"))
     assert config.knocked == {service for door in config.doors for service in door.sequence}
@@ -157,7 +160,7 @@ def test_a_knock_may_be_on_a_service_that_is_opened_and_not_guarded(tmp_path: Pa
 
 NO_DOOR_HINT = (
     "a minimal one, at the head of the file: "
-    'doors.ssh = {sequence = ["7000/tcp", "8000/tcp", "9000/udp"], opens = ["22/tcp"]}'
+    'doors.ssh = {sequence = ["7000/tcp", "9000/udp", "8000/tcp"], opens = ["22/tcp"]}'
 )
 DOOR_NAME_HINT = "up to 63 letters, digits and . _ -, the first a letter or a digit"
 REST = DOOR.partition("\n")[2]
@@ -188,7 +191,7 @@ TABLES: Claims = {
     "a door without a sequence": (
         '[doors.a]\nopens = ["22/tcp"]',
         "1: doors.a.sequence: is missing",
-        'sequence = ["7000/tcp", "8000/tcp", "9000/udp"]',
+        'sequence = ["7000/tcp", "9000/udp", "8000/tcp"]',
     ),
     "a door that does nothing": (
         f"[doors.a]\nsequence = {STEPS}",
@@ -261,6 +264,14 @@ def test_a_hint_lists_a_few_doors_of_many(tmp_path: Path) -> None:
     doors = "".join(f'[doors.d{n:03}]\nsequence = {STEPS}\ncloses = ["x"]\n' for n in range(100))
     _, hints = errors(write(tmp_path, doors))
     assert hints == ["the doors are: d000, d001, d002, d003, d004, d005, d006, d007, ..."] * 100
+
+
+def test_metrics_at_a_socket_are_no_warning_and_at_the_control_socket_an_error(tmp_path: Path) -> None:
+    assert CONTROL == NAME
+    text = DOOR + '[paths]\nruntime = "/run/x"\n[metrics]\nlisten = "unix:/run/x/'
+    assert load(write(tmp_path, f'{text}metrics.sock"')).warnings == ()
+    with pytest.raises(ConfigError, match=r"metrics\.listen: that is the control socket"):
+        load(write(tmp_path, f'{text}{NAME}"'))
 
 
 def test_the_minimal_door_of_the_hints_is_a_configuration_without_warnings(tmp_path: Path) -> None:

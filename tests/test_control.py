@@ -1,6 +1,7 @@
 """The control socket, and clients that are slow, silent, malformed, greedy or not meant to be there."""
 
 import asyncio
+import errno
 import json
 import os
 import select
@@ -9,14 +10,25 @@ import stat
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from logknock import control, feed
-from logknock.control import MAX_CLIENTS, MAX_REQUEST, NAME, Answer, Control, ControlError, Peer, Said, ask
+from logknock.control import (
+    MAX_CLIENTS,
+    MAX_REQUEST,
+    NAME,
+    ROOT_CLIENTS,
+    Answer,
+    Control,
+    ControlError,
+    Peer,
+    Said,
+    ask,
+)
 from logknock.errors import LogknockError
 from logknock.feed import MAX_WATCHERS, QUEUED
 
@@ -153,6 +165,7 @@ def test_an_error_is_the_last_answer(runtime: Path) -> None:
         pytest.param(b"[]\n", "version 1", id="no object"),
         pytest.param(b"{}\n", "version 1", id="no version"),
         pytest.param(b'{"version": 2, "do": "count"}\n', "version 1", id="another version"),
+        pytest.param(b'{"version": true, "do": "count"}\n', "version 1", id="true for a version"),
         pytest.param(b'{"version": 1}\n', "None is nothing", id="nothing to do"),
         pytest.param(b'{"version": 1, "do": {"x": []}}\n', "is nothing", id="an object to do"),
         pytest.param(b"x" * (MAX_REQUEST + 10), "at most", id="a line that is too long"),
@@ -251,20 +264,73 @@ def test_who_says_nothing_is_hung_up_on(runtime: Path, monkeypatch: pytest.Monke
         assert silent.recv(1) == b""
 
 
-def test_there_is_room_for_some_and_no_more(runtime: Path) -> None:
-    silent = [connect(runtime) for _ in range(MAX_CLIENTS)]
-    try:
-        end = time.monotonic() + 20
-        while time.monotonic() < end:
-            if refused(runtime) == "too many clients at a time":  # they have not all been met at once
-                break
-        else:
-            pytest.fail("there was room for more")
-    finally:
-        for wire in silent:
-            wire.close()
-    while refused(runtime):
-        assert time.monotonic() < end
+@contextmanager
+def many(runtime: Path, served: Served, number: int, says: bytes = b"") -> Iterator[list[socket.socket]]:
+    """So many that have all been met, each after the one before."""
+    with ExitStack() as stack:
+        found = []
+        for _ in range(number):
+            before = served.control.met
+            found.append(stack.enter_context(closing(connect(runtime))))
+            found[-1].sendall(says)
+            if says:
+                assert found[-1].recv(1)
+            end = time.monotonic() + 20
+            while served.control.met == before:
+                assert time.monotonic() < end
+        yield found
+
+
+def test_who_is_silent_gives_way_the_oldest_first(
+    runtime: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many there are of them, nobody is locked out by who asks nothing."""
+    monkeypatch.setattr(control, "PATIENCE", 60.0)
+    with many(runtime, served, MAX_CLIENTS + 4) as silent:
+        assert [refused(runtime) for _ in range(3)] == [""] * 3
+        assert [wire.recv(1) for wire in silent[:5]] == [b""] * 5
+        silent[-1].sendall(b'{"version": 1, "do": "count", "to": 0}\n')
+        assert silent[-1].recv(100) == b'{"done": true}\n'
+
+
+def test_who_is_silent_gives_way_to_others_of_its_own(
+    runtime: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A user who connects again and again pushes out nobody else's terminal that is between two questions."""
+    monkeypatch.setattr(control, "PATIENCE", 60.0)
+    monkeypatch.setattr(control, "_peer", lambda _: Peer(8))
+    with many(runtime, served, 1) as (other,):
+        monkeypatch.setattr(control, "_peer", lambda _: Peer(7))
+        with many(runtime, served, 3 * MAX_CLIENTS):
+            other.sendall(b'{"version": 1, "do": "count", "to": 0}\n')
+            assert other.recv(100) == b'{"done": true}\n'
+
+
+def test_who_is_being_answered_stays_and_some_room_is_root_s(
+    runtime: Path, served: Served, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(control, "PATIENCE", 60.0)
+    greedy = json.dumps({"version": 1, "do": "count", "to": MANY}).encode() + b"\n"
+    monkeypatch.setattr(control, "_peer", lambda _: Peer(7))
+    with many(runtime, served, MAX_CLIENTS, greedy) as held:
+        assert refused(runtime) == "too many clients at a time"
+        monkeypatch.setattr(control, "_peer", lambda _: Peer(0))
+        assert refused(runtime) == ""
+        for wire in held:
+            assert wire.recv(1), "it goes on"
+        with many(runtime, served, ROOT_CLIENTS, greedy):
+            assert refused(runtime) == "too many clients at a time", "root too has an end"
+
+
+def test_who_asks_what_is_no_deed_has_no_name_looked_up(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """/etc/passwd may be long, and a client may come each millisecond."""
+
+    class Never:
+        def open(self, mode: str) -> None:
+            raise AssertionError(mode)
+
+    monkeypatch.setattr(control, "_USERS", Never())
+    assert refused(runtime) == ""
 
 
 def test_who_is_refused_at_once_learns_why(runtime: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -394,6 +460,8 @@ def test_who_does_not_read_hears_how_much_it_missed(
     quick, quick_lines = watching(runtime)
     events = [{"event": number, "text": "x" * 1000} for number in range(3000)]
     with slow, quick:
+        served.put({"ready": True})  # both have had what they asked for, and hear the rest as it comes
+        assert [next(slow_lines), next(quick_lines)] == [{"ready": True}] * 2
         for at in range(0, len(events), 50):
             served.put(*events[at : at + 50])
             assert [next(quick_lines) for _ in range(50)] == events[at : at + 50]
@@ -504,6 +572,53 @@ def test_a_socket_that_nobody_answers_at_is_replaced(tmp_path: Path) -> None:
     assert not (tmp_path / NAME).exists()
 
 
+def test_a_daemon_that_has_no_room_for_a_connection_is_one_too(tmp_path: Path) -> None:
+    """Its socket has more connections waiting than there is room for: EAGAIN of connect(2), and not that it is dead."""
+    with closing(socket.socket(socket.AF_UNIX)) as other, ExitStack() as waiting:
+        other.bind(str(tmp_path / NAME))
+        other.listen(0)
+        full = False
+        while not full:
+            wire = waiting.enter_context(closing(socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)))
+            wire.setblocking(False)
+            full = wire.connect_ex(str(tmp_path / NAME)) == errno.EAGAIN
+        with pytest.raises(ControlError, match="another logknock answers there"):
+            asyncio.run(Control(tmp_path, answers).open())
+        assert (tmp_path / NAME).is_socket()
+
+
+def test_a_socket_that_somebody_removes_is_missed_and_made_anew(tmp_path: Path) -> None:
+    """Who watches goes on watching; and at the end another's socket of that name stays."""
+    one, path = Control(tmp_path, answers), tmp_path / NAME
+
+    async def serve() -> None:
+        await one.open()
+        assert one.is_there
+        reader, writer = await asyncio.open_unix_connection(path)
+        writer.write(b'{"version": 1, "do": "watch"}\n')
+        await reader.readline()
+        path.unlink()
+        assert not one.is_there
+        path.mkdir()
+        with pytest.raises(ControlError):
+            await one.open()
+        assert not one.is_there
+        path.rmdir()
+        await one.open()
+        assert one.is_there
+        loop = asyncio.get_running_loop()
+        assert await loop.run_in_executor(None, lambda: list(ask(tmp_path, "count", to=1))) == [{"number": 0}]
+        one.feed.put({"event": 1})
+        assert await reader.readline() == b'{"event": 1}\n'
+        writer.close()
+        path.unlink()
+        path.write_text("another's")
+        await one.close()
+
+    asyncio.run(serve())
+    assert path.read_text() == "another's"
+
+
 def test_a_directory_that_cannot_be_used_is_an_error_with_a_hint(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ControlError) as raised:
@@ -514,4 +629,4 @@ def test_a_directory_that_cannot_be_used_is_an_error_with_a_hint(tmp_path: Path)
 def test_no_daemon_is_an_error_with_a_hint(tmp_path: Path) -> None:
     with pytest.raises(ControlError, match="no daemon answers at") as raised:
         list(ask(tmp_path, "count", to=1))
-    assert (raised.value.exit_code, raised.value.hint.split(";")[0]) == (69, "`logknock run` starts the daemon")
+    assert (raised.value.exit_code, raised.value.hint.split(";")[0]) == (69, control.start_hint())

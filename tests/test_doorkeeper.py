@@ -130,12 +130,13 @@ def test_what_is_opened_by_hand_has_its_own_time_after_a_restart(
     kept, _ = keeper(store, sets, tmp_path)
     assert kept.restore(1.0, now) == 2
     assert sorted(kept.listed(now)) == [
-        Open("ssh", SOURCES[0], 1000.0, "root (uid 0)"),
-        Open("ssh", SOURCES[1], 10.0, ""),
-    ]
+        Open("ssh", SOURCES[0], 1000.0, "root (uid 0)", is_open=False),
+        Open("ssh", SOURCES[1], 10.0, "", is_open=False),
+    ], "they are held to, and not yet open"
     assert [stored.by for stored in sorted(store.grants(1.0, now))] == ["root (uid 0)", ""]
     while sets.reconcile(now):
         pass
+    assert [found.is_open for found in kept.listed(now)] == [True, True]
     assert open_now(kept) == (2, 0)
 
 
@@ -188,8 +189,11 @@ def test_a_store_that_can_be_written_again_is_found_out_without_a_knock(
         broken.setattr(SQLiteStore, "try_write", failing)
         kept.open("ssh", SOURCES[0], 1.0, time.monotonic())
         kept.tidy()
+        kept.tidy()
         assert [error.message for error in kept.troubles] == ["full"]
-        assert kept.counters.store_errors == 2
+        assert kept.counters.store_errors == 1, "that it lasts is no other error"
+        kept.open("ssh", SOURCES[1], 1.0, time.monotonic())
+        assert kept.counters.store_errors == 2, "that another grant is not on record is one"
     kept.tidy()
     assert kept.troubles == []
     assert [line.text for line in lines] == ["full", "the state database can be written again"]

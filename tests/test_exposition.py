@@ -309,6 +309,27 @@ def test_a_page_of_many_doors_is_made_in_turns_and_not_again_at_once() -> None:
     assert turns > 5
 
 
+def test_a_page_is_made_once_though_all_who_ask_for_it_give_way_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a flood nobody stays until it is made: it is made all the same, and counts for ten times what it took."""
+    monkeypatch.setattr(exposition, "TURN", 0.0)
+    made: list[float] = []
+
+    def thousand() -> Facts:
+        made.append(time.monotonic())
+        return facts(1_000)
+
+    async def flood() -> bytes:
+        pages = exposition.Pages(thousand)
+        for _ in range(100):
+            asking = asyncio.create_task(pages.get())
+            await asyncio.sleep(0)
+            asking.cancel()
+        return (await pages.get())[1]
+
+    assert asyncio.run(flood()).count(b"\nlogknock_grants_open{") == 1_000
+    assert len(made) == 1
+
+
 def test_a_page_that_is_made_quickly_is_made_anew(page: Path) -> None:
     """What has just happened is there a moment later."""
     _, _, first = asked(page)
@@ -393,6 +414,13 @@ def test_what_is_in_the_way_is_left_alone_told_once_and_tried_again(
     assert asked(path)[0] == "HTTP/1.1 200 OK"
     assert served.told[1:] == ["metrics are there again"]
     assert served.exposition.troubles == []
+
+
+def test_a_socket_that_somebody_removes_is_made_anew(page: Path, served: Served) -> None:
+    page.unlink()
+    served.tick()
+    assert asked(page)[0] == "HTTP/1.1 200 OK"
+    assert served.told == []
 
 
 def test_a_socket_that_somebody_else_has_put_there_meanwhile_stays(page: Path, served: Served) -> None:
@@ -506,6 +534,25 @@ def test_the_file_is_written_again_and_again_and_not_each_second(
         return (file.stat().st_ino, file.stat().st_mtime_ns) != first
 
     until(is_new, "a new file")
+
+
+def test_who_ends_late_leaves_the_file_that_another_has_written(tmp_path: Path) -> None:
+    """The path was given up and is wanted again, before the first has written for the last time."""
+    path = tmp_path / "logknock.prom"
+
+    async def serve() -> None:
+        pages = exposition.Pages(facts)
+        old, new = exposition.Textfile(path, pages), exposition.Textfile(path, pages)
+        for textfile in (old, new):
+            textfile.tick(time.monotonic())
+            assert textfile._writing is not None
+            await textfile._writing
+        await old.close()
+        assert path.exists()
+        await new.close()
+        assert not path.exists()
+
+    asyncio.run(serve())
 
 
 def test_a_directory_that_cannot_be_written_is_told_once(served: Served, tmp_path: Path) -> None:

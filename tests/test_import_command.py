@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from logknock.config import load
-from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION
+from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, UNAVAILABLE
 from logknock.knockd_conf import MAX_BYTES
 
 from .e2e.world import World, until
@@ -210,6 +210,7 @@ def test_a_fifo_a_directory_and_nothing_are_refused(tmp_path: Path) -> None:
         done = run(path)
         assert (done.returncode, done.stderr.splitlines()[0]) == (FAILURE, f"logknock: {path}: {why}")
     done = run(tmp_path / "none")
+    assert done.returncode == UNAVAILABLE
     assert done.stderr.splitlines()[0] == f"logknock: {tmp_path}/none: cannot be read: No such file or directory"
 
 

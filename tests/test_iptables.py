@@ -1,7 +1,11 @@
 """Where in INPUT our rules go, what is ours there, and the text that puts them there or takes them out."""
 
+from contextlib import suppress
+from pathlib import Path
+
 import pytest
 
+from logknock.errors import FirewallError
 from logknock.firewall import iptables
 from logknock.firewall.iptables import Filter, Log, parse, render
 
@@ -208,3 +212,13 @@ def test_who_jumps_to_us_from_anywhere() -> None:
     )
     assert found
     assert found.jumps == (("INPUT", "-p tcp -g LOGKNOCK"), ("x", "-j LOGKNOCK-LOG"))
+
+
+def test_a_module_in_the_current_directory_is_never_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Root may be in anybody's directory: modules come from where ours do."""
+    for name in ("json", "iptc"):
+        (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'was-run')!r}, 'w')")
+    monkeypatch.chdir(tmp_path)
+    with suppress(FirewallError):  # python-iptables need not be there
+        iptables._check_module()
+    assert not (tmp_path / "was-run").exists()

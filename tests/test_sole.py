@@ -23,7 +23,7 @@ from logknock.sole import Sole
 sole = Sole()
 try:
     sole.use(load(Path(sys.argv[1])))
-    print("claimed", flush=True)
+    print(" ".join(filter(None, ("claimed", sole.stranger))), flush=True)
 except LogknockError as error:
     print(error.exit_code, error.message, flush=True)
 sys.stdin.read()
@@ -94,6 +94,8 @@ def test_a_daemon_that_keeps_no_table_of_ours_is_in_nobody_s_way(
 
 
 def test_a_stranger_who_takes_the_name_keeps_no_daemon_from_its_work(hosts: tuple[Host, Host], config: str) -> None:
-    with process(hosts[0], STRANGER, NAME[1:]) as (_, stranger), process(hosts[0], CLAIM, config) as (_, said):
-        assert (stranger, said) == ("claimed", "claimed")
+    with process(hosts[0], STRANGER, NAME[1:]) as (pid, stranger), process(hosts[0], CLAIM, config) as (_, said):
+        assert stranger == "claimed"
+        words = "has the name by which daemons know of each other, and is no logknock"
+        assert said == f"claimed process {pid} of uid 65534 {words}"
         assert hosts[0].python(RULES, "0").stdout == ""

@@ -13,10 +13,11 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from types import FrameType
 from typing import Any
+from zlib import crc32
 
 import pytest
 from hypothesis import given, settings
@@ -737,6 +738,134 @@ class TestReading:
         assert not list(tmp_path.iterdir())
 
 
+# Schema 1, as its own version of logknock made it.
+SCHEMA_1 = (
+    """CREATE TABLE used (
+    door TEXT NOT NULL,
+    sequence BLOB NOT NULL CHECK (length(sequence) % 3 = 0 AND length(sequence) BETWEEN 3 AND 96),
+    PRIMARY KEY (door, sequence)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE places (
+    door TEXT NOT NULL,
+    file TEXT NOT NULL,
+    line INTEGER NOT NULL CHECK (line >= 0),
+    offset INTEGER NOT NULL CHECK (offset >= 0),
+    last BLOB NOT NULL CHECK (length(last) % 3 = 0 AND length(last) <= 96),
+    used INTEGER NOT NULL CHECK (used >= 0),
+    PRIMARY KEY (door, file)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE grants (
+    door TEXT NOT NULL,
+    src BLOB NOT NULL CHECK (length(src) IN (4, 16)),
+    expires REAL NOT NULL,
+    opened REAL NOT NULL,
+    boot TEXT NOT NULL,
+    mono REAL NOT NULL,
+    wall REAL NOT NULL,
+    seal INTEGER NOT NULL,
+    CHECK (expires - mono BETWEEN 0 AND 31622400),
+    PRIMARY KEY (door, src)
+) STRICT, WITHOUT ROWID""",
+    """CREATE TABLE history (
+    id INTEGER PRIMARY KEY,
+    wall REAL NOT NULL,
+    event TEXT NOT NULL,
+    door TEXT NOT NULL,
+    src BLOB NOT NULL CHECK (length(src) IN (4, 16)),
+    detail TEXT NOT NULL
+) STRICT""",
+)
+
+
+def make_first(state: Path) -> Path:
+    """A database of schema 1: a used sequence, an open door, one whose row is damaged, what happened."""
+    state.mkdir(exist_ok=True)
+    state.chmod(0o711)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    rest = (130.0, NOW, boot, MONO, NOW)
+    sealed = [(*row, crc32(repr(row).encode())) for row in (("ssh", SRC, *rest), ("web", SRC, *rest))]
+    changed = ("web", bytes([203, 0, 113, 8]), *sealed[1][2:])
+    with closing(sqlite3.connect(state / DATABASE, isolation_level=None)) as database:
+        for statement in ("PRAGMA page_size = 4096", "PRAGMA journal_mode = WAL", "BEGIN", *SCHEMA_1):
+            database.execute(statement)
+        packed = b"".join(service.proto.to_bytes() + service.port.to_bytes(2) for service in sequence(1))
+        database.execute("INSERT INTO used VALUES ('ssh', ?)", (packed,))
+        database.execute("INSERT INTO places VALUES ('ssh', ?, 1, 20, ?, 1)", (ALICE, packed))
+        database.executemany("INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?, ?, ?)", (sealed[0], changed))
+        for event in ("used", "opened"):
+            database.execute("INSERT INTO history VALUES (NULL, ?, ?, 'ssh', ?, '')", (NOW, event, SRC))
+        for statement in (f"PRAGMA application_id = {0x6C6B6E6B}", "PRAGMA user_version = 1", "COMMIT"):
+            database.execute(statement)
+    return state
+
+
+def schema(state: Path) -> int:
+    """The number that the database has."""
+    with closing(sqlite3.connect(state / DATABASE)) as database:
+        (number,) = database.execute("PRAGMA user_version").fetchone()
+    return int(number)
+
+
+class TestEarlierSchema:
+    """T18: a database of the version before is gone on with; nothing that was used becomes valid again."""
+
+    def _is_whole(self, state: Path) -> None:
+        with opened(state) as store:
+            assert not use(store, 1)
+            assert (store.place("ssh", ALICE), store.used("ssh", ALICE)) == (place(1), 1)
+            assert store.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
+            assert [entry.event for entry in store.history(9)] == ["opened", "used"]
+
+    def test_it_is_gone_on_with_and_brought_up_to_date_once(self, tmp_path: Path) -> None:
+        """Used sequences, places, history and grants are kept; a row that was damaged then opens nothing now."""
+        make_first(tmp_path)
+        self._is_whole(tmp_path)
+        assert schema(tmp_path) == 2
+        with opened(tmp_path) as store:
+            longer = GRANT._replace(expires=140.0)
+            store.opened(longer, NOW, MONO, "root")
+        with opened(tmp_path) as store:
+            assert store.grants(NOW, MONO) == [StoredGrant(longer, NOW, "root")]
+            assert use(store, 2)
+
+    def test_who_only_reads_it_has_its_answer_and_changes_nothing(self, tmp_path: Path) -> None:
+        """And the same one, if a daemon brings it up to date meanwhile."""
+        make_first(tmp_path)
+        TestReading()._ask(tmp_path)
+        assert schema(tmp_path) == 1
+        with closing(sqlite3.connect(tmp_path / DATABASE)) as other:  # it has its log then, as beside a daemon
+            other.execute("SELECT count(*) FROM used").fetchone()
+            with read_only(tmp_path) as reader:
+                assert in_child(lambda: open_store(tmp_path).close()) == 0
+                assert reader.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
+        assert schema(tmp_path) == 2
+
+    def test_killed_at_any_moment_it_is_of_the_old_schema_or_of_the_new_one(self, tmp_path: Path) -> None:
+        def prepare(state: Path) -> sqlite3.Connection:
+            return module._connect(make_first(state) / DATABASE, "rw", 1.0)
+
+        found = set()
+        for _ in at_each_step(tmp_path / "state", prepare, lambda database, _: module._bring_up_to_date(database, 1)):
+            found.add(schema(tmp_path / "state"))
+            with read_only(tmp_path / "state") as reader:
+                assert reader.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
+            self._is_whole(tmp_path / "state")
+        assert found == {1, 2}
+
+    def test_on_a_full_disk_it_stays_as_it_was(self, tmp_path: Path) -> None:
+        def act() -> None:
+            mount("-t", "tmpfs", "-o", "size=1m,mode=711", "tmpfs", str(tmp_path))
+            make_first(tmp_path)
+            with suppress(OSError), (tmp_path / "filler").open("wb", buffering=0) as filler:
+                while True:
+                    filler.write(bytes(4096))
+            assert "full" in refused(tmp_path).hint
+            (tmp_path / "filler").unlink()
+            self._is_whole(tmp_path)
+
+        in_private_mounts(act)
+
+
 class TestDamage:
     """A file that cannot be trusted is refused, kept, and never made anew."""
 
@@ -779,9 +908,10 @@ class TestDamage:
         """Another version's meaning is not guessed."""
         with opened(tmp_path):
             pass
-        raw(tmp_path, "PRAGMA user_version = 2")
+        raw(tmp_path, "PRAGMA user_version = 3")
         before = (tmp_path / DATABASE).read_bytes()
-        assert "newer logknock (schema 2, this is 1)" in refused(tmp_path).message
+        assert "newer logknock (schema 3, this is 2)" in refused(tmp_path).message
+        assert "use that version again" in refused(tmp_path).hint
         with pytest.raises(StoreError, match="newer"):
             read_only(tmp_path)
         assert (tmp_path / DATABASE).read_bytes() == before

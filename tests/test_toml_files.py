@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from logknock.config import load
-from logknock.toml_files import MAX_BYTES
+from logknock.toml_files import MAX_BYTES, credentials_folder
 
 from .config_files import DOOR, errors, write
 
@@ -159,6 +159,27 @@ def test_credentials_of_the_service_are_read_last_and_by_name(tmp_path: Path, cr
 def test_credentials_that_are_not_there_yet_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CREDENTIALS_DIRECTORY", str(tmp_path / "later"))
     assert load(write(tmp_path, DOOR)).doors
+
+
+@pytest.mark.parametrize(
+    ("path", "given", "folder"),
+    [
+        pytest.param("/etc/logknock/logknock.toml", "", "/run/credentials/logknock.service", id="the unit's"),
+        pytest.param(
+            "/etc/logknock/lab/logknock.toml", "", "/run/credentials/logknock@lab.service", id="an instance's"
+        ),
+        pytest.param("/etc/logknock/logknock.toml", "/run/mine", "/run/mine", id="systemd has told"),
+        pytest.param("/etc/logknock/other.toml", "", None, id="another file beside it"),
+        pytest.param("/etc/logknock/lab/more/logknock.toml", "", None, id="a file below"),
+        pytest.param("/srv/logknock.toml", "", None, id="a file elsewhere"),
+    ],
+)
+def test_root_finds_the_credentials_of_the_service_that_reads_the_file(
+    path: str, given: str, folder: str | None
+) -> None:
+    """Doors that are in them would be left out of the rules that root loads, and be unguarded."""
+    found = credentials_folder(Path(path), {"CREDENTIALS_DIRECTORY": given})
+    assert found == (folder and Path(folder))
 
 
 def test_a_mistake_in_a_credential_is_told_with_its_place(tmp_path: Path, credentials: Path) -> None:

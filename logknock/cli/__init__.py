@@ -3,8 +3,6 @@
 import errno
 import os
 import sys
-import tomllib
-from contextlib import suppress
 from importlib import import_module
 from pathlib import Path
 from typing import ClassVar
@@ -29,15 +27,14 @@ class UnwrittenError(OSError):
 # What a client's machine need not have, and a virtual environment may not see, by the names of Debian's packages.
 _PACKAGES = {"rich": "python3-rich", "systemd": "python3-systemd"}
 
-_DEFAULT_CONFIG = Path("/etc/logknock/logknock.toml")
-_DEFAULT_RUNTIME = Path("/run/logknock")
+DEFAULT_CONFIG = Path("/etc/logknock/logknock.toml")
 
 config_option = click.option(
     "-c",
     "--config",
     "config_path",
     type=click.Path(path_type=Path, readable=False),  # load() says more of what it cannot read
-    default=_DEFAULT_CONFIG,
+    default=DEFAULT_CONFIG,
     envvar="LOGKNOCK_CONFIG",
     show_default=True,
     show_envvar=True,
@@ -46,29 +43,23 @@ config_option = click.option(
 )
 
 
-def runtime_of(config_path: Path) -> Path:
-    """Where the daemon's socket is, even where the configuration is wrong now, or may not be read: it still runs.
+class Group(click.Group):
+    """Says which command was meant, where one that is not known looks like one that is."""
 
-    Raises ConfigError where that cannot be known.
-    """
-    from ..config import ConfigError, load
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        try:
+            return super().resolve_command(ctx, args)
+        except click.UsageError as error:
+            from difflib import get_close_matches
 
-    try:
-        return load(config_path).runtime
-    except ConfigError:
-        found = _DEFAULT_RUNTIME if config_path == _DEFAULT_CONFIG else None
-        files = [config_path]
-        with suppress(OSError):  # a directory that this user may not look into
-            files += sorted((config_path.parent / "conf.d").glob("*.toml"))
-        for file in files:
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                found = Path(tomllib.loads(file.read_text("utf-8"))["paths"]["runtime"])
-        if found is None:
+            for close in get_close_matches(args[0], self.list_commands(ctx), 1):
+                error.message += f" Did you mean '{close}'?"
             raise
-        return found
 
 
-class Commands(click.Group):
+class Commands(Group):
     """Imports a command's file when it is asked for: a knock does not wait for libnftables to load."""
 
     files: ClassVar = {
@@ -108,7 +99,7 @@ class Commands(click.Group):
 @click.group(
     cls=Commands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Example: logknock knock host.example 7000/tcp 8000/tcp 9000/udp",
+    epilog="Example: logknock knock host.example 7000/tcp 9000/udp 8000/tcp",
 )
 @click.version_option(__version__, "-V", "--version", message="logknock %(version)s")
 def cli() -> None:

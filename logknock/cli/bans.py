@@ -11,7 +11,8 @@ from ..bans import Target, parse_target, parse_time
 from ..control import ask
 from ..errors import LogknockError, printable
 from ..session import current
-from . import config_option, runtime_of
+from . import config_option
+from .runtime import runtime_of
 from .status import duration, local_time
 
 # Lifting 65,535 bans takes the daemon some seconds, between packets; it answers at the end.

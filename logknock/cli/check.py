@@ -9,21 +9,25 @@ import click
 
 from .. import lockout, session
 from ..config import NO_DOOR, Config, ConfigError, Problem, load
-from ..errors import FAILURE, LogknockError, printable
+from ..errors import LogknockError, printable
 from ..firewall.ruleset import knocked_once
+from ..ownership import SERVICE, kept_from_service
 from . import config_option
 from .rules import ssh_services
+
+# With --any-door: a code that no failure has, Python's own (1) included, since the unit is skipped for it.
+NOTHING_TO_DO = 3
 
 
 @click.command(epilog="Example: logknock check -c ./logknock.toml")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for programs.")
 @click.option("--any-door", is_flag=True, help="Say only whether there is a door at all, as the systemd unit asks.")
 def check(config_path: Path, as_json: bool, any_door: bool) -> int:
     """Is the configuration right?
 
     Prints every error and every warning with its file, line and key. Exit code 0: right, perhaps with warnings;
-    78: errors; 77: it cannot be read for lack of permission. With --any-door: 1 if all that is wrong is that there is
+    78: errors; 77: it cannot be read for lack of permission. With --any-door: 3 if all that is wrong is that there is
     no door yet, and else 0.
     """
     if any_door:
@@ -31,7 +35,8 @@ def check(config_path: Path, as_json: bool, any_door: bool) -> int:
     if as_json:
         return _check_as_json(config_path)
     config = load(config_path)
-    for problem in config.warnings:
+    unwise = _unwise(config)
+    for problem in unwise:
         for line in problem.report("logknock: warning: "):
             click.echo(line, err=True)
     _, onetime = knocked_once(config)
@@ -40,20 +45,20 @@ def check(config_path: Path, as_json: bool, any_door: bool) -> int:
     shut = _shut(config)
     for text in shut:
         click.echo(f"logknock: warning: {text}", err=True)
-    warned = len(config.warnings) + len(onetime) + len(shut)
+    warned = len(unwise) + len(onetime) + len(shut)
     doors, warnings = _count(len(config.doors), "door"), _count(warned, "warning")
     click.echo(f"{printable(str(config_path))}: ok, {doors}, {warnings}")
     return 0
 
 
 def _check_for_doors(path: Path) -> int:
-    """FAILURE where nobody has configured anything yet; other mistakes are for `logknock run` to tell."""
+    """NOTHING_TO_DO where nobody has configured anything yet; other mistakes are for `logknock run` to tell."""
     try:
         load(path)
     except ConfigError as error:
         if [problem.message for problem in error.problems] == [NO_DOOR]:
             click.echo(f"logknock: {printable(str(path))}: no door is configured yet: there is nothing to do", err=True)
-            return FAILURE
+            return NOTHING_TO_DO
     return 0
 
 
@@ -70,12 +75,19 @@ def _check_as_json(path: Path) -> int:
         "ok": config is not None,
         "doors": [door.name for door in config.doors] if config else [],
         "errors": [_plain(problem) for problem in errors],
-        "warnings": [_plain(problem) for problem in config.warnings] if config else [],
+        "warnings": [_plain(problem) for problem in _unwise(config)] if config else [],
         "onetime": list(knocked_once(config)[1]) if config else [],
         "ssh": _shut(config) if config else [],
     }
     click.echo(json.dumps(answer, indent=2))
     return code
+
+
+def _unwise(config: Config) -> list[Problem]:
+    """What is unwise about it, and what the service cannot read of it."""
+    text = f"cannot be read by the user {SERVICE}, as whom the service runs"
+    kept = kept_from_service(config.file, config.onetime_files)
+    return [*config.warnings, *(Problem(found.path, None, "", text, found.remedy) for found in kept)]
 
 
 def _shut(config: Config) -> list[str]:

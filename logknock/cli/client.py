@@ -26,7 +26,7 @@ class _ClientCommands(Commands):
 @click.group(
     cls=_ClientCommands,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Example: logknock-client knock host.example 7000/tcp 8000/tcp 9000/udp",
+    epilog="Example: logknock-client knock host.example 7000/tcp 9000/udp 8000/tcp",
 )
 @click.version_option(__version__, "-V", "--version", message="logknock %(version)s")
 def client() -> None:

@@ -23,12 +23,12 @@ _FOLLOW_EVERY = 0.5  # seconds; a person who knocks and watches sees no delay
 @config_option
 @click.argument("address")
 @click.option("-f", "--follow", is_flag=True, help="Go on with what comes, until Ctrl-C.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 def explain(config_path: Path, address: str, follow: bool, as_json: bool) -> None:
-    """Why did it not open for ADDRESS? Asks the running daemon for each packet that it remembers of that source.
+    """Why did it not open for ADDRESS? Asks the running daemon for each packet that it remembers of that address.
 
-    It says which door and stage a packet advanced, or why it did not, whether the source is trusted, banned or too
-    fast to be heard, and what would have opened. The daemon remembers some thousand packets of all sources together;
+    It says which door and stage a packet advanced, or why it did not, whether the address is trusted, banned or
+    too fast to be listened to, and what would have opened. The daemon remembers some thousand packets of all together;
     for more, and for what was before its start, there is `logknock replay`.
     """
     try:

@@ -11,8 +11,11 @@ from ..bans import parse_time
 from ..control import ask
 from ..errors import printable
 from ..packet import parse_address
-from . import config_option, runtime_of
+from . import config_option
+from .runtime import runtime_of
 from .status import duration
+
+_json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 
 # What closes 65,536 doors takes half a minute, between packets; it answers on the way, 64 at a time.
 _PATIENCE = 60.0
@@ -20,12 +23,13 @@ _PATIENCE = 60.0
 
 @click.command(epilog="Example: logknock grants --json | jq -r .address")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
+@_json_option
 def grants(config_path: Path, as_json: bool) -> None:
     """Which doors are open, for whom, for how much longer, and who opened them; what closes next comes first.
 
     Asks the running daemon; `logknock status` says without one what was recorded last. In the JSON `left` is in
-    seconds, and `by` is empty where a knock opened the door.
+    seconds, `by` is empty where a knock opened the door, and `open` is false where the firewall does not have it (its
+    set is full, say, or missing): it opens as soon as that can be.
     """
     found = [grant for answer in ask(runtime_of(config_path), "grants") for grant in answer["grants"]]
     found.sort(key=lambda grant: grant["left"])
@@ -44,7 +48,8 @@ def grants(config_path: Path, as_json: bool) -> None:
 @click.argument("door", metavar="DOOR")
 @click.argument("address", metavar="ADDRESS")
 @click.argument("time", metavar="[TIME]", default="")
-def grant(config_path: Path, door: str, address: str, time: str) -> None:
+@_json_option
+def grant(config_path: Path, door: str, address: str, time: str, as_json: bool) -> None:
     """Open DOOR for ADDRESS without a knock, for TIME (30s, 1h30m, 2d; else the door's timeout; at most 365d).
 
     Otherwise it is as if ADDRESS had knocked: what the door runs is run, its ban ends, and addresses of this host,
@@ -60,7 +65,8 @@ def grant(config_path: Path, door: str, address: str, time: str) -> None:
             raise click.BadParameter(f"{error}: write 30s, 1h30m or 2d", param_hint="TIME") from None
     (answer,) = ask(runtime_of(config_path), "grant", **details)
     made = answer["grant"]
-    click.echo(f"{made['door']} is open for {made['address']} for {duration(made['left'])}")
+    words = f"{made['door']} is open for {made['address']} for {duration(made['left'])}"
+    click.echo(json.dumps(made) if as_json else words)
 
 
 @click.command(
@@ -69,7 +75,8 @@ def grant(config_path: Path, door: str, address: str, time: str) -> None:
 @config_option
 @click.argument("words", metavar="[DOOR] ADDRESS", nargs=-1)
 @click.option("--all", "every", is_flag=True, help="For everybody: `--all` closes all doors, `--all DOOR` one.")
-def revoke(config_path: Path, words: tuple[str, ...], every: bool) -> None:
+@_json_option
+def revoke(config_path: Path, words: tuple[str, ...], every: bool, as_json: bool) -> None:
     """Close DOOR for ADDRESS now, or all doors that are open for it.
 
     Only new connections are kept out: those that are there go on. What the door runs when it closes is run.
@@ -81,7 +88,7 @@ def revoke(config_path: Path, words: tuple[str, ...], every: bool) -> None:
         details["door"] = words[0]
     for answer in ask(runtime_of(config_path), "revoke", _PATIENCE, **details):
         for closed in answer["revoked"]:
-            click.echo(f"{closed['door']} is closed for {closed['address']}")
+            click.echo(json.dumps(closed) if as_json else f"{closed['door']} is closed for {closed['address']}")
 
 
 def _parsed(address: str) -> str:
@@ -93,11 +100,15 @@ def _parsed(address: str) -> str:
     return address
 
 
+def _shut(grant: dict[str, Any]) -> str:
+    return "" if grant.get("open", True) else "not in the firewall"
+
+
 def _table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
     rows = [
-        ("door", "address", "left", "by"),
+        ("door", "address", "left", "by", ""),
         *(
-            (grant["door"], grant["address"], duration(grant["left"]), printable(grant["by"]) or "knock")
+            (grant["door"], grant["address"], duration(grant["left"]), printable(grant["by"]) or "knock", _shut(grant))
             for grant in found
         ),
     ]

@@ -10,7 +10,7 @@ from shlex import quote
 import click
 
 from ..config import ConfigError, Problem
-from ..errors import FAILURE, NO_PERMISSION, LogknockError, printable
+from ..errors import FAILURE, NO_PERMISSION, UNAVAILABLE, LogknockError, printable
 from ..knockd_conf import MAX_BYTES, Finding, convert
 from ..ownership import show_to_group
 
@@ -39,8 +39,8 @@ def import_knockd(file: Path, output: Path | None) -> int:
     FILE is /etc/knockd.conf if it is not named, and - is standard input. The usual commands of iptables, ip6tables,
     ufw, firewall-cmd and nft become opens, sets, closes and timeout, other commands on_open and on_close. A door that
     cannot be said stays as comments with the reason. Exit code 0: all is converted, and notes say what differs for
-    doors of a kind; 1: something is left to do by hand; 78: FILE has errors, and nothing is written; 77: it cannot be
-    read for lack of permission.
+    doors of a kind; 1: something is left to do by hand; 78: FILE has errors, and nothing is written; 69: it is not
+    there; 77: it cannot be read for lack of permission.
     """
     imported = convert(_read(file).decode(errors="surrogateescape"), str(file), _find_program)
     if imported.errors:
@@ -92,7 +92,8 @@ def _read(path: Path) -> bytes:
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else "its name has a NUL byte"
         hint = "logknock import-knockd FILE, if knockd reads another one"
-        raise LogknockError(f"{_shown(path)}: cannot be read: {why}", hint) from None
+        code = UNAVAILABLE if isinstance(error, FileNotFoundError) else FAILURE
+        raise LogknockError(f"{_shown(path)}: cannot be read: {why}", hint, code) from None
     if len(data) > MAX_BYTES:
         message = f"{_shown(path)}: larger than {MAX_BYTES >> 10} KiB: this is no configuration of knockd"
         raise LogknockError(message, "name the file that knockd reads")

@@ -112,7 +112,7 @@ def _warn(text: str) -> None:
 
 @click.command(
     context_settings={"ignore_unknown_options": True},
-    epilog="Example: logknock knock -v host.example 7000/tcp 8000/udp 9000",
+    epilog="Example: logknock knock -v host.example 7000/tcp 9000/udp 8000",
 )
 @click.argument("words", nargs=-1, required=True, metavar="{HOST[,HOST]... SERVICE... | PROFILE...}", callback=_words)
 @click.option("-u", "--udp", is_flag=True, help="A SERVICE without a protocol is UDP.")

@@ -15,7 +15,7 @@ from ..firewall import ruleset
 from ..knock import MAX_SEQUENCE, Sequence, Service
 from ..onetime import MIN_LENGTH, WeakError, generate, strength
 from ..onetime_files import write_new
-from . import config_option
+from . import Group, config_option
 
 # Five times fifty a day for a hundred years. They are made in a minute, in a file of 300 MB.
 MAX_COUNT = 10_000_000
@@ -24,7 +24,7 @@ MAX_COUNT = 10_000_000
 _SHOWN_FROM = 100_000
 
 
-@click.group(epilog="Example: logknock onetime generate /etc/logknock/onetime/laptop")
+@click.group(cls=Group, epilog="Example: logknock onetime generate /etc/logknock/onetime/laptop")
 def onetime() -> None:
     """Make files of one-time sequences: each of them opens a door once."""
 

@@ -73,13 +73,13 @@ def _when(text: str) -> float:
 )
 @config_option
 @click.argument("logs", metavar="LOG...", nargs=-1, required=True)
-@click.option("--from", "network", metavar="ADDRESS", callback=_parsed(parse_network), help="This source or network.")
+@click.option("--from", "network", metavar="ADDRESS", callback=_parsed(parse_network), help="This address or network.")
 @click.option("--since", metavar="WHEN", callback=_parsed(_when), help="'2026-11-21 10:00', '10:00', '2h ago'.")
 @click.option("--until", metavar="WHEN", callback=_parsed(_when), help="The same; both ends are included.")
 @click.option("--door", metavar="NAME", default="", help="This door alone.")
 @click.option("--all", "noise", is_flag=True, help="Show packets that no door knows, too.")
 @click.option("-q", "--quiet", "--summary", "quiet", is_flag=True, help="Only the summary.")
-@click.option("--json", "as_json", is_flag=True, help="JSON, one object a line, for programs.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 @click.option(
     "--plot", metavar="FILE.svg", type=click.Path(path_type=Path, dir_okay=False), help="Draw the time line there."
 )

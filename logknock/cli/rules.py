@@ -3,6 +3,7 @@
 import json
 import os
 import select
+import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import suppress
@@ -12,7 +13,7 @@ from shlex import quote
 import click
 from click.core import ParameterSource
 
-from .. import lockout, session, sole, status
+from .. import lockout, session, sole, status, systemd
 from ..config import Config, ConfigError, load, parse_duration
 from ..errors import FAILURE, USAGE, LogknockError, printable
 from ..firewall import difference, iptables, marks, ruleset
@@ -20,16 +21,20 @@ from ..firewall.difference import Difference, UntriedError
 from ..knock import Service
 from ..session import Session
 from ..trial import POLL, Outcome, Trial
-from . import UnwrittenError, config_option
+from . import Group, UnwrittenError, config_option
 
 # Long enough to open a second session. Whoever wants to try for longer than this means another thing.
 _SHORTEST, _LONGEST = 1, 3600
+
+# What loads the rules at its start, and how long systemd may take to say how it stands, in seconds.
+_UNIT = "logknock.service"
+_ANSWER_LIMIT = 5.0
 
 # How many services a question lists, so that it fits on two lines.
 _MAX_NAMED = 8
 
 
-@click.group(epilog="Example: logknock rules apply --confirm 60s")
+@click.group(cls=Group, epilog="Example: logknock rules apply --confirm 60s")
 def rules() -> None:
     """Show, compare, load, confirm and remove the firewall rules.
 
@@ -55,7 +60,7 @@ def print_(config_path: Path, for_iptables: bool) -> None:
 
 @rules.command(epilog="Example: logknock rules diff && echo nothing to apply")
 @config_option
-@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for scripts.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for programs.")
 def diff(config_path: Path, as_json: bool) -> int:
     """Show what apply would change, as diff -u does.
 
@@ -185,7 +190,8 @@ def confirm(config_path: Path) -> None:
 def remove(config_path: Path) -> None:
     """Delete the table and all that is in it: nothing is guarded any more.
 
-    And what apply --iptables has put into iptables. A configuration with errors is no obstacle.
+    And what apply --iptables has put into iptables. A configuration with errors is no obstacle. logknock.service
+    loads the rules again when it starts: systemctl disable --now logknock.
     """
     runtime = state = None
     try:
@@ -207,8 +213,26 @@ def remove(config_path: Path) -> None:
         click.echo("removed" if there else "no rules are loaded: there is nothing to remove")
     elif there:
         click.echo("removed from nftables")
+    if _comes_back():
+        text = f"{_UNIT} loads them again at its next start: systemctl disable --now logknock"
+        click.echo(f"logknock: warning: {text}", err=True)
     if failure is not None:
         raise failure
+
+
+def _comes_back() -> bool:
+    """Whether the unit runs, is about to be started again, or will be started with the host.
+
+    Not where the package itself is being removed, and its unit with it (dpkg(1) says so).
+    """
+    if not systemd.runs_host() or os.environ.get("DPKG_MAINTSCRIPT_PACKAGE"):
+        return False
+    argv = ["systemctl", "show", "--property=ActiveState,UnitFileState", _UNIT]
+    try:
+        done = subprocess.run(argv, capture_output=True, text=True, timeout=_ANSWER_LIMIT, check=False)
+    except (OSError, subprocess.TimeoutExpired):  # there is no systemctl, or it hangs: nothing is known
+        return False
+    return bool({"ActiveState=active", "ActiveState=activating", "UnitFileState=enabled"} & {*done.stdout.splitlines()})
 
 
 def _iptables_change(config: Config) -> iptables.Change:

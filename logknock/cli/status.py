@@ -25,6 +25,8 @@ _ANSWER_LIMIT = 3.0
 # Seconds of reading before a terminal hears of it: a file of a few thousand sequences takes less.
 _PATIENCE = 0.3
 
+_ELSEWHERE = "the daemon that runs does not use {}, as the configuration has it now (hint: restart the daemon)"
+
 # How the daemon stands, as the control socket has it (see standing.py).
 _Standing = Mapping[str, Any]
 
@@ -60,9 +62,15 @@ def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
         raise LogknockError(f"there is no door {printable(only)}", f"the doors are: {', '.join(names)}", USAGE)
     with _progress() as progress:
         found = look(config.doors, config.state, most, progress, only)
-    said = Said() if found.running.runs is False else _ask(config.runtime)
+    said = _ask(config.runtime)
+    if said.standing is not None and found.running.runs is False:
+        elsewhere = Remark(_ELSEWHERE.format(config.state), FAILURE)
+        found = found._replace(running=Running(True), remarks=(elsewhere, *found.remarks))
     if said.standing is not None and any(remark.code for remark in found.remarks):
-        found = found._replace(open=tuple(_open_by(config.runtime, only)))
+        found = found._replace(open=tuple(_open_by(config.runtime, only))).without_database
+    if said.standing is not None and any(each["part"] == "firewall" for each in said.standing["degraded"]):
+        shut = {door[:2] for door in _open_by(config.runtime, only) if not door.is_open}
+        found = found._replace(open=tuple(door._replace(is_open=door[:2] not in shut) for door in found.open))
     if said.standing is not None and only:
         doors = [door for door in said.standing["doors"] if door["name"] == only]
         said = Said({**said.standing, "doors": doors})
@@ -98,7 +106,8 @@ def _open_by(runtime: Path, only: str) -> Iterator[Open]:
         for answer in ask(runtime, "grants", _ANSWER_LIMIT):
             for grant in answer["grants"]:
                 if only in ("", grant["door"]):
-                    yield Open(grant["door"], grant["address"], math.nan, grant["left"], grant["by"])
+                    is_open = grant.get("open", True)
+                    yield Open(grant["door"], grant["address"], math.nan, grant["left"], grant["by"], is_open)
 
 
 def _code(found: Status, said: Said) -> int:
@@ -119,7 +128,7 @@ def _lines(found: Status, said: Said) -> Iterator[str]:
     yield _running(found.running, said.standing)
     if found.running.runs and said.silent:
         yield from _remarks("", (Remark(f"how it stands is not known: {said.silent.words()}", FAILURE),))
-    yield from _remarks("", found.remarks)
+    yield from _remarks("", found.remarks, mild="note")
     if said.standing is not None:
         yield from _degraded(said.standing)
         yield from _sources(said.standing)
@@ -196,7 +205,8 @@ def _section(heading: str, rows: Iterable[Sequence[str]], otherwise: str = "") -
 
 
 def _open_row(door: Open) -> tuple[str, ...]:
-    return door.door, door.address, f"{duration(door.left)} left", f"by {door.by}" if door.by else ""
+    shut = "" if door.is_open else "not in the firewall"
+    return door.door, door.address, f"{duration(door.left)} left", f"by {door.by}" if door.by else "", shut
 
 
 def _files(files: Sequence[File]) -> Iterator[str]:
@@ -217,9 +227,9 @@ def _file_row(file: File) -> tuple[str, ...]:
     return file.door, file.path, used, left, following
 
 
-def _remarks(indent: str, remarks: Iterable[Remark]) -> Iterator[str]:
+def _remarks(indent: str, remarks: Iterable[Remark], mild: str = "warning") -> Iterator[str]:
     for text, code in remarks:
-        word = "error" if code else "warning"
+        word = "error" if code else mild
         yield f"{indent}{click.style(f'{word}:', fg='red' if code else 'yellow')} {printable(text)}"
 
 
@@ -253,8 +263,15 @@ def _plain(found: Status, said: Said, code: int) -> dict[str, Any]:
         "sources": standing and standing["sources"],
         "standing": standing and _numbers(standing),
         "open": [
-            {"door": door, "address": address, "opened": _utc(opened), "left": math.ceil(left), "by": by}
-            for door, address, opened, left, by in found.open
+            {
+                "door": door.door,
+                "address": door.address,
+                "opened": _utc(door.opened),
+                "left": math.ceil(door.left),
+                "by": door.by,
+                "open": door.is_open,
+            }
+            for door in found.open
         ],
         "onetime": [
             {

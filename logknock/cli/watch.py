@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import click
 
-from ..control import ControlError, ask, follow
-from ..errors import UNAVAILABLE, LogknockError, printable
+from ..control import ControlError, ask, follow, start_hint
+from ..errors import UNAVAILABLE, USAGE, LogknockError, printable
 from ..packet import address_text, parse_address
-from . import config_option, runtime_of
+from . import config_option
+from .runtime import runtime_of
 from .status import duration, local_time
 
 if TYPE_CHECKING:
@@ -67,7 +68,7 @@ class View(Protocol):
 @config_option
 @click.option("--door", "door", metavar="NAME", default="", help="What concerns this door alone.")
 @click.option("--address", "address", metavar="ADDRESS", default="", help="What concerns this knocker alone.")
-@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, all that the daemon tells.")
+@click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 def watch(config_path: Path, door: str, address: str, as_json: bool) -> int:
     """What happens, as it happens: knocks, doors that open and close, losses, and whether all is well.
 
@@ -86,17 +87,25 @@ def watch(config_path: Path, door: str, address: str, as_json: bool) -> int:
     try:
         for answers in follow(runtime, "watch"):
             if view is None:
+                _check_door(door, answers[0])
                 view = _choose(only, runtime, as_json)
             view.take(answers)
             for answer in answers:
                 if "ended" in answer:
-                    raise LogknockError(printable(answer["ended"]), "`logknock run` starts it", UNAVAILABLE)
+                    raise LogknockError(printable(answer["ended"]), start_hint(), UNAVAILABLE)
     except KeyboardInterrupt:
         return 0
     finally:
         if view is not None:
             view.close()
     return 0
+
+
+def _check_door(door: str, first: _Json) -> None:
+    """Raises LogknockError if the daemon has no such door: nothing would ever come. The first answer has all doors."""
+    names = [known["name"] for known in first["standing"]["doors"]]
+    if door and door not in names:
+        raise LogknockError(f"there is no door {printable(door)}", f"the doors are: {', '.join(names)}", USAGE)
 
 
 def _interrupt(_number: int, _frame: object) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from ..config import Config, ConfigError, load
 from ..errors import NO_PERMISSION, LogknockError
+from ..ownership import SERVICE, kept_from_service
 from . import doors, firewall, kernel, logs
 from .case import Case, command
 from .finding import CONFIG, Finding, Level, counted, exit_code, some
@@ -62,6 +63,9 @@ def examine(path: Path, host: Host | None = None) -> Iterator[Finding]:
         yield from _unusable(path, error)
         return
     yield _configuration(config)
+    for found in kept_from_service(config.file, config.onetime_files):
+        text = f"{found.path}: the user {SERVICE}, as whom the service runs, cannot read it"
+        yield Finding(CONFIG, Level.ERROR, text, found.remedy)
     case = Case(config, host or Host())
     told: set[str] = set()
     with closing(case):

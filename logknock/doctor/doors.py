@@ -11,6 +11,7 @@ from .. import lockout, status
 from ..control import NAME, ControlError, ask
 from ..errors import NO_PERMISSION
 from ..knock import Service
+from ..ownership import service_user
 from ..packet import TCP
 from ..store import DATABASE, LOCK, PARTS, StoreError, distrust, distrust_file
 from .case import Case
@@ -145,6 +146,9 @@ def state(case: Case) -> Iterator[Finding]:
     """What the daemon remembers with is root's and its own alone to write: else it does not believe what is there."""
     folder = case.config.state
     if _is_daemons(case, folder):
+        if left := [path.name for path in _left_by_root(folder)]:
+            text = f"{folder}: {some(left)} there: not the service's, which cannot read what another user has made"
+            yield Finding("state", Level.ERROR, text, f"{case.command('rules apply')} && systemctl restart logknock")
         return
     try:
         distrust(folder, folder.stat())
@@ -160,11 +164,24 @@ def state(case: Case) -> Iterator[Finding]:
 
 
 def _is_daemons(case: Case, folder: Path) -> bool:
-    """Whether the directory is that of the user whom the daemon runs as, who is not the one that asks."""
+    """Whether the directory is that of the user whom the daemon runs as, or will run as, and who is not the asker."""
     with suppress(OSError):
         owner = folder.stat().st_uid
-        return owner not in (0, os.geteuid()) and owner == Path(f"/proc/{case.daemon.pid}").stat().st_uid
+        if case.daemon.pid is not None:
+            daemon = Path(f"/proc/{case.daemon.pid}").stat().st_uid
+        else:
+            user = service_user()
+            daemon = 0 if user is None else user.pw_uid
+        return owner not in (0, os.geteuid()) and owner == daemon
     return False
+
+
+def _left_by_root(folder: Path) -> Iterator[Path]:
+    """What is not the daemon's in its own directory, and it cannot read: a daemon of root's has made it."""
+    for name in (LOCK, *(f"{DATABASE}{part}" for part in PARTS), "traps.seed"):
+        with suppress(OSError):
+            if (folder / name).lstat().st_uid != folder.stat().st_uid:
+                yield folder / name
 
 
 def daemon(case: Case) -> Iterator[Finding]:

@@ -84,7 +84,7 @@ def prove(path: Path) -> Iterator[Finding]:
 def _inside(path: Path) -> Iterator[Finding]:
     """Run this file in namespaces of its own, and pass on what it finds; at the end, however it comes, all is gone."""
     spaces = " ".join(os.readlink(f"/proc/self/ns/{kind}") for kind in ("net", "mnt", "pid"))
-    inner = [sys.executable, "-m", _MODULE, str(path.absolute()), spaces]
+    inner = [sys.executable, "-P", "-m", _MODULE, str(path.absolute()), spaces]
     process = subprocess.Popen(
         ["setpriv", "--pdeathsig", "KILL", *demo.NAMESPACES, *inner],
         stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, errors="replace",

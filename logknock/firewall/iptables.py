@@ -699,10 +699,12 @@ def _check_module() -> None:
 
 def _run_child(order: str) -> None:
     """Have the order carried out, or, if it is none, only the module loaded. Raises FirewallError."""
+    # Modules come from where ours came from, and not from the directory that root happens to be in.
+    path = {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     try:
         done = subprocess.run(
-            [sys.executable, "-m", __name__], input=order, capture_output=True, text=True, errors="replace",
-            timeout=_LIMIT, check=False,
+            [sys.executable, "-P", "-m", __name__], input=order, capture_output=True, text=True, errors="replace",
+            timeout=_LIMIT, check=False, env=os.environ | path,
         )  # fmt: skip
     except (OSError, subprocess.TimeoutExpired) as error:
         raise FirewallError(f"python-iptables: {error}") from None

@@ -25,7 +25,7 @@ from ..config import Config
 from ..errors import NO_PERMISSION, UNAVAILABLE, UNSEEN_PACKAGES, FirewallError, LogknockError
 from ..knock import Service
 from ..onetime_files import OnetimeError, knocked_in, named_twice
-from ..ownership import give_to_owner
+from ..ownership import give_to_owner, take_in
 from ..packet import PROTOCOL_NAMES, TCP, UDP, address_text
 from ..trial import Outcome, Trial
 from .intent import Intent
@@ -193,6 +193,7 @@ def trap_seed(state: Path) -> bytes:
     path = state / "traps.seed"
     try:
         with suppress(FileNotFoundError):
+            take_in(state)
             return _checked_seed(path)
         with suppress(FileExistsError):
             state.mkdir(mode=0o711, parents=True)

@@ -382,4 +382,4 @@ def test_what_cannot_be_banned_or_lifted_is_said(scanned: World, words: Sequence
 def test_without_a_daemon_there_is_nobody_to_ask(world: World, words: Sequence[str]) -> None:
     said = command(world, *words, code=69)
     assert "no daemon answers" in said
-    assert "hint: `logknock run` starts the daemon" in said
+    assert "starts it; [paths] runtime must be the same" in said

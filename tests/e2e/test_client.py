@@ -585,6 +585,7 @@ def test_the_proxy_knocks_at_the_address_that_it_connects_to(knocker: Knocker, w
 
 CLIENT_ROOMS = {"errors", "client", "knock", "packet", "runs", "positions", "profiles", "proxy", "onetime"} | {
     "onetime_files",
+    "ownership",
     "config_values",
     "toml_files",
     "toml_lines",

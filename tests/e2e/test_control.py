@@ -96,7 +96,7 @@ def test_the_story_of_a_door_opened_by_hand(world: World) -> None:
         daemon.wait_for("10.99.0.2: ssh: opened by root (uid 0) for 7200 s")
         (found,) = grants(world)
         assert 7100 < found.pop("left") <= 7200
-        assert found == {"door": "ssh", "address": "10.99.0.2", "by": "root (uid 0)"}
+        assert found == {"door": "ssh", "address": "10.99.0.2", "by": "root (uid 0)", "open": True}
         assert re.search(
             r"^ssh +10\.99\.0\.2 +(2h|1h59m) +root \(uid 0\)$", asked(world, "grants").stdout, re.MULTILINE
         )
@@ -134,7 +134,7 @@ def test_the_usual_time_is_the_door_s_and_a_new_time_counts(world: World) -> Non
         pytest.param(("ssh", "192.0.2.7", "366d"), 2, "366d is out of range (1s-365d)", id="too long"),
         pytest.param(("ssh", "192.0.2.7", "0s"), 2, "0s is out of range (1s-365d)", id="no time"),
         pytest.param(("ssh", "192.0.2.7", "7"), 2, "'7' has no unit", id="a time without a unit"),
-        pytest.param(("ssh", "127.0.0.1"), 1, "ssh is not open for 127.0.0.1: a loopback address", id="loopback"),
+        pytest.param(("ssh", "127.0.0.1"), 1, "a loopback address\nhint: no door ever opens for it", id="loopback"),
         pytest.param(("ssh", "::1"), 1, "a loopback address", id="loopback, IPv6"),
         pytest.param(("ssh", "0.0.0.0"), 1, "the unspecified address", id="unspecified"),
         pytest.param(("ssh", "224.0.0.1"), 1, "multicast", id="multicast"),
@@ -290,7 +290,87 @@ def test_while_the_configuration_is_wrong_the_daemon_can_be_asked(world: World) 
         assert asked(world, "grants", code=78).stderr.startswith(f"logknock: {world.config}")
 
 
+def test_what_the_firewall_does_not_have_is_told_from_what_is_open(world: World) -> None:
+    """Held to, and shut for all that: a table that is gone, here."""
+    with running(world, SSH + "[firewall]\nrestore = false\n"):
+        asked(world, "grant", "ssh", "192.0.2.7", "1h")
+        assert "not in" not in asked(world, "grants").stdout
+        world.gateway.run("nft", "delete", "table", "inet", "logknock")
+        until(lambda: [grant["open"] for grant in grants(world)] == [False], "that it is seen")
+        assert "root (uid 0)  not in the firewall\n" in asked(world, "grants").stdout
+        assert "by root (uid 0)  not in the firewall\n" in asked(world, "status", code=1).stdout
+        assert json.loads(asked(world, "status", "--json", code=1).stdout)["open"][0]["open"] is False
+        world.apply()
+        until(lambda: [grant["open"] for grant in grants(world)] == [True], "that it is open again")
+
+
+def test_programs_get_json_of_what_was_done(world: World) -> None:
+    with running(world):
+        made = json.loads(asked(world, "grant", "ssh", "192.0.2.7", "1h", "--json").stdout)
+        assert made == {"door": "ssh", "address": "192.0.2.7", "left": made["left"], "by": "root (uid 0)", "open": True}
+        assert json.loads(asked(world, "revoke", "192.0.2.7", "--json").stdout) == {
+            "door": "ssh",
+            "address": "192.0.2.7",
+        }
+        assert json.loads(asked(world, "reload", "--json").stdout) == {"reloaded": True, "lines": [], "code": 0}
+        world.config.write_text(world.config.read_text() + "nonsense = 1\n")
+        refused = json.loads(asked(world, "reload", "--json", code=78).stdout)
+        assert (refused["reloaded"], refused["code"]) == (False, 78)
+        assert "nonsense: unknown key" in refused["lines"][0]
+
+
+def test_a_control_socket_that_is_not_there_is_made_again(world: World) -> None:
+    """Whatever was in its way at the start, and whoever removes it later; who could not ask can, a second later."""
+    world.configure(SSH)
+    world.apply()
+    path = world.config.parent / "run" / "control.sock"
+    path.mkdir(parents=True)
+    with world.daemon() as daemon:
+        daemon.wait_for("nobody can ask this daemon anything")
+        asked(world, "grants", code=69)
+        path.rmdir()
+        daemon.wait_for("this daemon can be asked again")
+        assert json.loads(asked(world, "status", "--json").stdout)["degraded"] == []
+        path.unlink()
+        until(path.exists, "the socket")
+        assert grants(world) == []
+        assert sum("nobody can ask" in line for line in daemon.lines) == 1
+
+
 # ---- reload
+
+
+def test_the_runtime_directory_cannot_change_while_it_runs(world: World) -> None:
+    """The control socket is there, and whoever asks would look for it elsewhere."""
+    with running(world) as daemon:
+        before = world.config.read_text()
+        world.config.write_text(before.replace('/run"', '/other"'))
+        daemon.signal(signal.SIGHUP)
+        daemon.wait_for("[paths] runtime cannot change while logknock runs")
+        world.config.write_text(before)
+        assert asked(world, "reload").stdout == "reloaded\n"
+
+
+def test_a_door_that_a_reload_has_removed_is_closed_by_its_name(world: World) -> None:
+    web = SSH.replace("doors.ssh", "doors.web").replace("00/", "11/").replace("22/tcp", "80/tcp")
+    with running(world, SSH + web):
+        asked(world, "grant", "web", "192.0.2.7")
+        world.configure(SSH)
+        asked(world, "reload")
+        assert [grant["door"] for grant in grants(world)] == ["web"]
+        assert asked(world, "revoke", "web", "192.0.2.7").stdout == "web is closed for 192.0.2.7\n"
+        assert grants(world) == []
+        asked(world, "grant", "web", "192.0.2.7", code=2)
+
+
+def test_a_reload_says_of_metrics_that_they_cannot_be_had(world: World) -> None:
+    there = world.config.parent / "there"
+    there.write_text("")
+    with running(world):
+        world.configure(SSH + f'[metrics]\nlisten = "unix:{there}"\n')
+        done = asked(world, "reload")
+        assert done.stdout == "reloaded\n"
+        assert f"logknock: warning: no metrics at unix:{there}: it is there and is no socket\nhint: " in done.stderr
 
 
 def test_a_reload_says_what_check_says_and_t36_changes_nothing(world: World) -> None:
@@ -305,7 +385,7 @@ def test_a_reload_says_what_check_says_and_t36_changes_nothing(world: World) -> 
         assert len(wrong.splitlines()) >= 3
         done = asked(world, "reload", code=78)
         assert done.stderr.startswith(wrong)
-        assert done.stderr.endswith("not reloaded: the daemon goes on with the configuration that it had\n")
+        assert done.stderr.endswith("not reloaded: the configuration from before stays in force\n")
         daemon.wait_for("not reloaded")
         world.knock(KNOCKS[2])
         daemon.wait_for("OPEN SESAME")
@@ -341,7 +421,7 @@ def test_reloads_asked_for_at_once_come_one_by_one(world: World) -> None:
 def test_without_a_daemon_that_is_what_is_said(world: World, command: tuple[str, ...]) -> None:
     done = asked(world, *command, code=69)
     assert done.stderr.startswith("logknock: no daemon answers at ")
-    assert "hint: `logknock run` starts the daemon" in done.stderr
+    assert "starts it; [paths] runtime must be the same" in done.stderr
 
 
 # ---- requests and clients that do harm

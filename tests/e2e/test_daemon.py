@@ -209,7 +209,7 @@ def test_t34_a_flushed_ruleset_is_told_and_grants_come_back(world: World) -> Non
         daemon.wait_for("set inet logknock granted4 is missing: No such file or directory")
         world.knock(*KNOCKS)
         world.apply()
-        daemon.wait_for("the open doors of 1 addresses are put back")
+        daemon.wait_for("the open doors of 1 address are put back")
         element = world.granted()[SSH_4]
         assert 0 < element["expires"] < 30
         assert daemon.stop() == 0
@@ -369,6 +369,25 @@ table ip6 filter { set plain { type ipv6_addr; flags timeout; }; }
         services = world.gateway.run("nft", "list", "set", "ip", "filter", "services").stdout
         assert "10.99.0.2 . tcp . 22" in services
         assert "10.99.0.2 . udp . 500" in services
+
+
+def test_t37_a_door_that_is_gone_or_renamed_over_a_restart_is_closed(world: World) -> None:
+    """Nobody is let in by what no configuration has any more; an element that is none of ours stays."""
+    world.configure(SSH)
+    world.apply()
+    with world.daemon() as daemon:
+        world.knock(*KNOCKS)
+        daemon.wait_for("OPEN SESAME")
+        assert daemon.stop() == 0
+    world.gateway.nft('add element inet logknock granted4 { 192.0.2.9 . tcp . 22 timeout 60s comment "mine" }')
+    assert len(world.granted()) == 2
+    world.configure(SSH.replace("doors.ssh", "doors.renamed"))
+    with world.daemon() as daemon:
+        daemon.wait_for("door ssh is gone")
+        until(lambda: list(world.granted()) == ["192.0.2.9 . tcp . 22"], "the door that is closed")
+        world.knock(*KNOCKS)
+        daemon.wait_for("renamed: OPEN SESAME")
+        assert SSH_4 in world.granted()
 
 
 def test_sigterm_and_sigint_end_it_cleanly(world: World) -> None:

@@ -24,7 +24,7 @@ from ..netns import Host
 from ..peers import UNPACKED
 from .booted import PROJECT, BootedHost, booted
 from .pages import HOST, Guide, documented, follows, run
-from .world import World, until
+from .world import SSH, World, until
 
 PAGE = follows("docs/howto/install.md")
 PATH = "/usr/sbin:/usr/bin:/sbin:/bin"
@@ -123,21 +123,36 @@ def test_the_client_s_package_has_what_it_imports_and_nothing_else(packages: Pac
     }
 
 
-def test_apparmor_s_parser_accepts_the_profile() -> None:
-    """It is parsed, not enforced: that needs a kernel with AppArmor."""
+PROFILE = PROJECT / "packaging/apparmor/logknock"
+_ENABLED = Path("/sys/module/apparmor/parameters/enabled")
+APPARMOR = _ENABLED.exists() and _ENABLED.read_text().startswith("Y")
+
+
+def _apparmor_parser(*words: str) -> str:
     base = UNPACKED / "etc/apparmor.d"
-    command = [
-        str(UNPACKED / "sbin/apparmor_parser"),
-        "--skip-kernel-load",
-        "--skip-cache",
-        "--debug",
-        f"--base={base}",
-    ]
-    profile = PROJECT / "packaging/apparmor/logknock"
-    done = subprocess.run([*command, str(profile)], capture_output=True, text=True, check=False)
+    command = [str(UNPACKED / "sbin/apparmor_parser"), "--skip-cache", f"--base={base}", *words, str(PROFILE)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert not done.returncode, done.stderr
-    assert re.search(r"^Name:\s+logknock$", done.stdout, re.MULTILINE)
-    assert "complain" not in profile.read_text()
+    return done.stdout
+
+
+def test_apparmor_s_parser_accepts_the_profile() -> None:
+    """It is enforced below, where the kernel has AppArmor."""
+    parsed = _apparmor_parser("--skip-kernel-load", "--debug")
+    assert re.search(r"^Name:\s+logknock$", parsed, re.MULTILINE)
+    assert "complain" not in PROFILE.read_text()
+
+
+@contextmanager
+def _profile_loaded() -> Iterator[None]:
+    """The profile in the kernel, where that has AppArmor: it is attached to nothing but our unit."""
+    if APPARMOR:
+        _apparmor_parser("--replace")
+    try:
+        yield
+    finally:
+        if APPARMOR:
+            _apparmor_parser("--remove")
 
 
 # ---- a host
@@ -229,7 +244,11 @@ def test_from_installation_to_purge(hosts: tuple[Host, Host], built: Path, packa
     """As docs/howto/install.md has it, command by command."""
     documented(hosts)
     folder = tmp_path / "host"
-    with _debian(hosts[0], folder) as booted_host, _debian(hosts[1], tmp_path / "client") as client:
+    with (
+        _profile_loaded(),
+        _debian(hosts[0], folder) as booted_host,
+        _debian(hosts[1], tmp_path / "client") as client,
+    ):
         host = replace(booted_host, ipv4=HOST[0], ipv6=HOST[1])
         world = World(host, client, CONFIG)
         guide = Guide(PAGE, {"": host, "client": client}, folder)
@@ -245,10 +264,15 @@ def test_from_installation_to_purge(hosts: tuple[Host, Host], built: Path, packa
         owners = host.run("stat", "-c", "%a %U:%G", "/etc/logknock", str(CONFIG)).stdout
         assert owners == "750 root:logknock\n640 root:logknock\n"
         assert "logknock" in host.run("journalctl", "--list-catalog").stdout
+        examples = host.run("ls", "/usr/share/doc/logknock/examples").stdout
+        assert examples == "logknock.json\nlogknock.rules.yml\n"
 
         with world.service(22):
             _configure(host)
             assert not world.reaches()
+            if APPARMOR:
+                profile = host.run("cat", f"/proc/{host.pid_of('logknock')}/attr/current").stdout
+                assert profile == "logknock (enforce)\n"
             run(client, PAGE.block("apt install ./dist/logknock-client_"), tmp_path / "client")
             until(world.granted, "an open door")
             assert world.reaches()
@@ -278,6 +302,14 @@ def test_from_installation_to_purge(hosts: tuple[Host, Host], built: Path, packa
         guide.run("venv")
         assert host.run("/opt/logknock-wheel/bin/logknock", "--version").stdout == f"logknock {__version__}\n"
 
+        # The unit of the checkout, for it.
+        shutil.copytree(PROJECT / "packaging/systemd", folder / "packaging/systemd")
+        guide.run("logknock.sysusers")
+        host.run("install", "-m", "640", "-g", "logknock", "/dev/stdin", str(CONFIG), input=SSH)
+        host.run("systemctl", "start", "logknock")
+        assert _active(host)
+        assert _loaded(host)
+
 
 def _inside(host: BootedHost, packages: Packages) -> tuple[str, str]:
     """The files where the host finds them."""
@@ -305,7 +337,8 @@ def test_a_broken_upgrade_locks_nobody_out(hosts: tuple[Host, Host], packages: P
     killed = _later(packages, tmp_path, "0.9.2-1", _prepend("DEBIAN/preinst", "#!/bin/sh\nkill -9 $PPID\n"))
     asking = _later(packages, tmp_path, "0.9.3-1", _change_example)
     broken = _later(packages, tmp_path, "0.9.4-1", _prepend(_DAEMON, "raise SystemExit(3)\n"))
-    good = _later(packages, tmp_path, "0.9.5-1", lambda root: None)
+    unreadable = _later(packages, tmp_path, "0.9.5-1", _prepend(_CONFIG, "raise ImportError\n"))
+    good = _later(packages, tmp_path, "0.9.6-1", lambda root: None)
     with _debian(gateway, tmp_path / "host") as host:
         world = World(host, client, CONFIG)
         _apt(host, "install", *_inside(host, packages))
@@ -321,10 +354,12 @@ def test_a_broken_upgrade_locks_nobody_out(hosts: tuple[Host, Host], packages: P
                 host.run("env", f"PATH={PATH}", "dpkg", "--force-confold", "--configure", "-a", check=False)
             assert host.root(str(CONFIG)).read_text() == edited
 
-            done = _apt(host, *_KEEP, "install", *_inside(host, broken))
-            assert "logknock: the daemon does not start" in done.stdout + done.stderr
-            assert _loaded(host)
-            assert world.reaches()
+            for bad in (broken, unreadable):  # the latter cannot even be asked whether there is a door
+                done = _apt(host, *_KEEP, "install", *_inside(host, bad))
+                assert "logknock: the daemon does not start" in done.stdout + done.stderr
+                assert host.run("systemctl", "show", "-P", "Result", "logknock").stdout != "exec-condition\n"
+                assert _loaded(host)
+                assert world.reaches()
 
             _apt(host, *_KEEP, "install", *_inside(host, good))
             until(lambda: _active(host), "a daemon")
@@ -332,6 +367,7 @@ def test_a_broken_upgrade_locks_nobody_out(hosts: tuple[Host, Host], packages: P
 
 
 _DAEMON = "usr/lib/python3/dist-packages/logknock/daemon.py"
+_CONFIG = "usr/lib/python3/dist-packages/logknock/config.py"
 _KEEP = ("-o", "Dpkg::Options::=--force-confold")
 
 
@@ -342,6 +378,47 @@ def _still_lets_in(world: World) -> None:
     left = _expires(world)
     world.client.logknock("knock", world.gateway.ipv4, *KNOCKS)
     until(lambda: _expires(world) > left, "a refreshed door")
+
+
+_POLICY = "#!/bin/sh\nexit 101\n"  # deny: invoke-rc.d(8)
+_INSTANCE = """
+install -D -m 640 -g logknock /dev/null /etc/logknock/lab/logknock.toml
+mkdir /var/lib/logknock-lab /run/logknock-lab /var/lib/logknock-backup
+systemctl enable logknock@lab
+"""
+
+
+def test_what_is_lost_is_mended_and_a_purge_takes_nothing_of_others(
+    hosts: tuple[Host, Host], packages: Packages, tmp_path: Path
+) -> None:
+    folder = tmp_path / "host"
+    with _debian(hosts[0], folder) as host:
+        before = _left(folder)
+        files = _inside(host, packages)
+        _apt(host, "install", *files)
+        host.run("sh", "-ec", f"rm {CONFIG}; userdel logknock; ! getent group logknock")
+        host.run("env", f"PATH={PATH}", "dpkg", "--force-confmiss", "-i", files[0])
+        owners = host.run("stat", "-c", "%a %U:%G", "/etc/logknock", str(CONFIG)).stdout
+        assert owners == "750 root:logknock\n640 root:logknock\n"
+        host.run("chgrp", "adm", str(CONFIG))
+        host.run("env", f"PATH={PATH}", "dpkg", "-i", files[0])
+        assert host.run("stat", "-c", "%G", str(CONFIG)).stdout == "adm\n", "an administrator's choice"
+        host.run("chgrp", "logknock", str(CONFIG))
+
+        _configure(host)
+        host.run("systemctl", "restart", "logknock")
+        host.run("touch", "/var/lib/logknock/left-by-root")
+        host.run("env", f"PATH={PATH}", "dpkg", "-i", files[0])
+        assert host.run("find", "/var/lib/logknock", "!", "-user", "logknock").stdout == ""
+        assert _active(host)
+        host.run("sh", "-ec", _INSTANCE)
+        host.run("install", "-m", "755", "/dev/stdin", "/usr/sbin/policy-rc.d", input=_POLICY)
+        _apt(host, "purge", "logknock", "logknock-client")
+        assert not host.run("find", "/proc", "-maxdepth", "1", "-user", "logknock", check=False).stdout
+        assert not _loaded(host)
+        assert "logknock" not in host.run("ls", "/run").stdout
+        host.run("rm", "/usr/sbin/policy-rc.d")
+        assert _left(folder) - before == {"/var/lib/logknock-backup"}
 
 
 def test_the_client_alone_knocks(hosts: tuple[Host, Host], packages: Packages, tmp_path: Path) -> None:
@@ -355,6 +432,11 @@ def test_the_client_alone_knocks(hosts: tuple[Host, Host], packages: Packages, t
         host.run("/usr/bin/logknock-client", "knock", "-v", gateway.ipv4, *KNOCKS, cwd="/")
         until(world.granted, "an open door")
         assert not _man_warnings(host)
+        named = host.run(
+            "sh", "-c", "man logknock-client | grep -o 'logknock-[a-z.-]*([158])' | sort -u"
+        ).stdout.split()
+        assert {"logknock-client-knock(1)", "logknock-client-proxy(1)"} <= set(named)
+        host.run("man", "-w", *(name.partition("(")[0] for name in named))
         assert "knock" in _completed(host, "bash", "logknock-client kno")
 
 

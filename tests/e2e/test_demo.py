@@ -137,10 +137,10 @@ def test_each_step_happens(whole: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     "wanted",
     [
-        pytest.param("daemon: 10.99.0.2: ssh: wrong port 9000/udp (stage 1)", id="the_wrong_sequence"),
+        pytest.param("daemon: 10.99.0.2: ssh: wrong port 8000/tcp (stage 1)", id="the_wrong_sequence"),
         pytest.param("65534 closed, 0 open, no answer from 22", id="the_port_scan"),
         pytest.param("elements = { 10.99.0.3 ", id="the_scanner_is_noisy"),
-        pytest.param("knock 3 of 3: 10.99.0.1 9000/udp", id="the_right_knock"),
+        pytest.param("knock 3 of 3: 10.99.0.1 8000/tcp", id="the_right_knock"),
         pytest.param("daemon: 10.99.0.2: ssh: OPEN SESAME", id="the_record"),
         pytest.param("elements = { 10.99.0.2 . tcp . 22 ", id="the_grant"),
         pytest.param("welcome, this is the service", id="the_connection"),
@@ -183,11 +183,11 @@ def do(demo: subprocess.Popen[str], command: str) -> None:
         ),
         pytest.param(
             "4 of 9",
-            "nsenter --net=/run/netns/client /run/demo/bin/logknock knock -d 0 10.99.0.1 7000 8000 9000/udp",
+            "nsenter --net=/run/netns/client /run/demo/bin/logknock knock -d 0 10.99.0.1 7000 9000/udp 8000",
             4, "a door opened", id="a_door_opens_during_the_scan",
         ),
         pytest.param(
-            "65534 closed", "nft insert rule inet logknock record tcp dport 8000 return", 5,
+            "65534 closed", "nft insert rule inet logknock record udp dport 9000 return", 5,
             "ssh: Stage 2' did not come",
             id="a_knock_is_not_recorded",
         ),

@@ -333,7 +333,7 @@ def test_nobody_is_there_to_ask(world: World) -> None:
     done = world.gateway.logknock("explain", "192.0.2.1", "-c", str(world.config), check=False)
     assert (done.returncode, done.stdout) == (69, "")
     assert done.stderr.splitlines()[0].endswith("run/control.sock")
-    assert "hint: `logknock run` starts the daemon" in done.stderr
+    assert "starts it; [paths] runtime must be the same" in done.stderr
 
 
 @pytest.mark.parametrize("word", ["", "fe80::1%eth0", "10.99.0.1/24", "host.example", "1.2.3", "x" * 5000, "\x1b[2J"])

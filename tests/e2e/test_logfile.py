@@ -157,5 +157,5 @@ def test_a_pipe_and_its_end(world: World) -> None:
         daemon.wait_for("standard input: has ended")
         assert daemon.process.wait(20) == 69
         daemon.read()
-        assert sum("has ended" in told for told in daemon.lines) == 1
+        assert sum("standard input: has ended" in told for told in daemon.lines) == 1
         assert f"{SRC} . tcp . 22" in world.granted()

@@ -119,11 +119,11 @@ def test_what_is_wrong_is_a_part_that_is_degraded(world: World, wanted: str) -> 
 # Connects as fast as it can, in every way that is none: COUNT processes until killed.
 FLOOD = """
 import os, socket
-for _ in range(3):
+os.write(1, b"flooding\\n")
+for _ in range(2):
     if not os.fork():
         break
 held = []
-print("flooding", flush=True)
 while True:
     wire = socket.socket()
     wire.settimeout(0.2)
@@ -139,7 +139,7 @@ while True:
 
 
 def test_a_flood_of_clients_delays_no_knock(world: World) -> None:
-    """Silent, malformed and greedy ones, as many as three processes can make: each door opens as quickly as ever."""
+    """Silent, malformed and greedy ones, as many as three processes can make: each door opens within a second."""
     world.configure(SSH + LISTEN)
     world.apply()
     with world.daemon():
@@ -156,7 +156,7 @@ def test_a_flood_of_clients_delays_no_knock(world: World) -> None:
         page = fetch(world.gateway)
     bucket = 'logknock_record_to_grant_seconds_bucket{le="%s",source="NFLOG group 5"}'
     assert number(page, bucket % "+Inf") == 5
-    assert number(page, bucket % "0.1") == 5
+    assert number(page, bucket % "1.0") == 5
 
 
 # ---- Prometheus

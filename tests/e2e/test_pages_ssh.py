@@ -45,6 +45,12 @@ printf '[user]\\nname = somebody\\n[init]\\ndefaultBranch = main\\n' > /root/.gi
 """
 
 
+# Nothing is booted here: that this is asked to disable the unit is looked at, and what comes of it in test_unit.py.
+SYSTEMCTL = r"""
+printf '#!/bin/sh\necho systemctl "$@" >> /root/systemctl\n' | install -D -m 755 /dev/stdin /usr/local/bin/systemctl
+"""
+
+
 @pytest.fixture
 def keys(tmp_path: Path) -> Path:
     """Keys for all hosts, and the profile of the page before."""
@@ -117,7 +123,9 @@ def test_ssh_day_by_day(hosts: tuple[Host, Host], keys: Path) -> None:
             assert not reaches(client)
             guide.run("logknock grant ssh")
             until(lambda: reaches(client, HOST[0]), "an open door")
+            run(gateway, SYSTEMCTL)
             guide.run("rules remove")
+            assert "systemctl disable --now logknock" in run(gateway, "cat /root/systemctl")
             assert "logknock" not in run(gateway, "nft list tables")
             with guide.start("rules apply --confirm") as trial:
                 trial.expect("within 60 s")

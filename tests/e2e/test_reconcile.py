@@ -129,7 +129,7 @@ def listening(world: World) -> Iterator[list[Change]]:
         ),
         pytest.param("flush set inet mine allowed", "elements of set inet mine allowed were", id="flush a door's set"),
         pytest.param(
-            "delete table inet mine\n" + MINE, "the open doors of 1 addresses are put back", id="reload a door's set"
+            "delete table inet mine\n" + MINE, "the open doors of 1 address are put back", id="reload a door's set"
         ),
         pytest.param(
             f"delete element inet logknock granted4 {{ {SSH_4} }}\nadd element inet logknock granted4 {{ {SSH_4} }}",
@@ -138,7 +138,7 @@ def listening(world: World) -> Iterator[list[Change]]:
         ),
         pytest.param(
             "delete element inet mine allowed { 10.99.0.2 }\nadd element inet mine allowed { 10.99.0.2 timeout 30d }",
-            "the open doors of 1 addresses are put back",
+            "the open doors of 1 address are put back",
             id="make an element last longer",
         ),
     ],
@@ -342,7 +342,7 @@ def test_where_nothing_is_guarded_any_more_old_rules_stay_away(world: World, ope
     world.gateway.nft("flush ruleset\n" + MINE)
     with world.daemon() as daemon:
         world.gateway.nft("flush set inet mine allowed")
-        daemon.wait_for("the open doors of 1 addresses are put back")
+        daemon.wait_for("the open doors of 1 address are put back")
         assert "10.99.0.2" in mine(world)
         assert rules(world) == ""
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -188,12 +188,13 @@ def journald_of(way: Way, folder: Path) -> int:
 def rsyslog_of(way: Way, folder: Path) -> int:
     """The process that reads its configuration there."""
     word = str(folder / "rsyslog.conf").encode()
-    (found,) = (
-        int(process.name)
-        for process in Path("/proc").glob("[0-9]*")
-        if word in (process / "cmdline").read_bytes().split(b"\0")
-    )
-    return found
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # one that has ended since
+            if word in (process / "cmdline").read_bytes().split(b"\0"):
+                found.append(int(process.name))
+    (only,) = found
+    return only
 
 
 LATE: dict[str, Callable[[Way, Path], int]] = {

@@ -88,6 +88,6 @@ def follow(guide: Guide, host: BootedHost, friend: PrivateHost) -> None:
     guide.run("ProxyCommand")
     guide.run("systemctl reload")
     run(host, "logknock revoke --all ssh")
-    guide.run("systemctl stop")
+    guide.run("disable --now")
     until(lambda: reaches(friend, HOST[0]), "an open door")
     guide.run("apt purge")

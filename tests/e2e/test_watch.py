@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from logknock.control import follow
+from logknock.control import follow, start_hint
 from logknock.feed import MAX_WATCHERS
 from logknock.report import ROUTINE_LINES_PER_SECOND
 
@@ -84,7 +84,7 @@ def test_objects_for_programs_have_all_that_the_daemon_tells(world: World) -> No
         assert second["sources"][0]["name"] == "NFLOG group 5"
         (granted,) = (each["grant"] for each in found if "grant" in each)
         assert 3590 < granted.pop("left") <= 3600
-        assert granted == {"door": "ssh", "address": "192.0.2.7", "by": "root (uid 0)"}
+        assert granted == {"door": "ssh", "address": "192.0.2.7", "by": "root (uid 0)", "open": True}
         assert [each["gone"] for each in found if "gone" in each] == [{"door": "ssh", "address": "192.0.2.7"}]
         event = next(each["event"] for each in found if "event" in each)
         assert abs(event.pop("time") - time.time()) < 60
@@ -122,12 +122,20 @@ def test_it_shows_one_door_or_one_knocker_if_that_is_asked(world: World) -> None
 
 
 @pytest.mark.parametrize("options", [pytest.param((), id="lines"), pytest.param(("--json",), id="objects")])
+def test_a_door_that_is_not_there_is_told_at_once(world: World, options: tuple[str, ...]) -> None:
+    with running(world):
+        done = world.gateway.logknock("watch", "--door", "shh", *options, "-c", str(world.config), check=False)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == "logknock: there is no door shh\nhint: the doors are: ssh\n"
+
+
+@pytest.mark.parametrize("options", [pytest.param((), id="lines"), pytest.param(("--json",), id="objects")])
 def test_it_says_so_when_the_daemon_ends(world: World, options: tuple[str, ...]) -> None:
     with running(world) as daemon, watching(world, *options) as stopped:
         daemon.stop()
         assert stopped.wait(PATIENCE) == 69
         assert stopped.stderr is not None
-        assert stopped.stderr.read() == "logknock: logknock has stopped\nhint: `logknock run` starts it\n"
+        assert stopped.stderr.read() == f"logknock: logknock has stopped\nhint: {start_hint()}\n"
     with world.daemon() as daemon, watching(world, *options) as killed:
         daemon.process.kill()
         assert killed.wait(PATIENCE) == 69
@@ -174,9 +182,11 @@ class Terminal:
     def __init__(self, world: World, *argv: str, rows: int = 24, columns: int = 100, kind: str = "xterm") -> None:
         self.descriptor, other = pty.openpty()
         self.resize(rows, columns)
+        # Readline puts the size of the terminal that the tests run on into the environment, where it has precedence.
+        own = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
         self.process = world.gateway.start(
             *argv, stdin=other, stdout=other, stderr=other, start_new_session=True,
-            env={**os.environ, "TERM": kind}, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+            env=own | {"TERM": kind}, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )  # fmt: skip
         os.close(other)
         self.written = b""
@@ -330,7 +340,9 @@ def test_who_does_not_read_costs_the_daemon_no_memory(world: World) -> None:
                 open_often(stream)
                 assert memory() - before < 2_000, "kB"
         stopped.send_signal(signal.SIGCONT)
-        assert json.loads(up_to(stopped, '{"missed": ')[-1])["missed"] > 100
+        missed = 0
+        while missed <= 100:  # a few perhaps before it was stopped, if much came at once
+            missed += json.loads(up_to(stopped, '{"missed": ')[-1])["missed"]
 
 
 def test_the_page_s_commands_and_what_they_show(hosts: tuple[Host, Host]) -> None:

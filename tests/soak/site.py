@@ -270,7 +270,7 @@ class Site:
     def judge(self) -> None:
         """At the end: what has grown; and what was read in all."""
         (answer,) = ask(self.world.config.parent / "run", "status")
-        for source in answer["sources"]:
+        for source in answer["standing"]["sources"]:
             self.counted["records"] += source["records"]
             self.counted["lost"] += source["lost"]
         self.last_memory, self.last_descriptors = self.memory, self.descriptors
