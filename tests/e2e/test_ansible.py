@@ -261,16 +261,34 @@ def test_a_variable_that_nobody_knows_is_refused_with_the_nearest_one(fleet: Fle
 
 
 def test_a_wrong_value_is_refused_in_the_words_of_check_and_nothing_is_changed(fleet: Fleet) -> None:
-    """With the neighbours in conf.d, which somebody else may write."""
+    """With the neighbours in conf.d, which somebody else may write; a sequence that is mistyped is not in the words."""
     neighbour = "/etc/logknock/conf.d/another.toml"
     fleet.gate.run("sh", "-c", f"umask 027; cat > {neighbour}", input='doors.ssh.opens = ["22/tcp"]\n')
     before = fleet.state()
-    said = fleet.play("""--limit gate.example -e '{"logknock_scan": {"ports": 100}}'""", code=2)
+    wrong = {"logknock_scan": {"ports": 100}, "fleet_secrets": {"ssh": f"{KNOCKS[0]},{KNOCKS[1]}"}}
+    said = fleet.play(f"--limit gate.example -e '{json.dumps(wrong)}'", code=2)
+    assert "doors.ssh.sequence" in said
+    assert "(hidden)" in said
     assert "refused, and nothing is changed" in said
     assert re.search(r"/etc/logknock/logknock\.toml:\d+: scan\.ports: 100 is out of range", said), said
     assert f"{neighbour}:1: doors.ssh: the same door is in /etc/logknock/logknock.toml too" in said
     assert fleet.state() == before
     fleet.gate.run("rm", neighbour)
+    fleet.logknock("reload")  # conf.d is another one than it was
+
+
+def test_what_the_service_cannot_read_does_not_stay(fleet: Fleet) -> None:
+    """Root can, so that `check` has nothing against it."""
+    before = fleet.gate.run("cat", "/etc/logknock/logknock.toml").stdout
+    neighbour = "/etc/logknock/conf.d/another.toml"
+    fleet.gate.run("sh", "-c", f"umask 077; echo > {neighbour}")
+    wanted = {"logknock_scan": {"ports": 11}, "logknock_confirm": 0, "logknock_packages": []}
+    said = fleet.play(f"--limit gate.example -e '{json.dumps(wanted)}'", code=2)
+    assert "the service does not run with this configuration, and the one from before is back" in said
+    assert fleet.gate.run("cat", "/etc/logknock/logknock.toml").stdout == before
+    fleet.gate.run("rm", neighbour)
+    said = fleet.play("--limit gate.example -e logknock_install=none")
+    assert recap(said, "gate.example")["changed"] == 1, "the service goes on with what there is"
 
 
 def test_check_mode_says_what_would_change_and_shows_no_secret(fleet: Fleet) -> None:
@@ -279,7 +297,7 @@ def test_check_mode_says_what_would_change_and_shows_no_secret(fleet: Fleet) -> 
     assert recap(fleet.play("--check --diff --limit gate.example", ansible=NEW), "gate.example")["changed"] == 0
     other = """-e '{"fleet_secrets": {"ssh": ["7100/tcp", "9100/udp", "8100/tcp"]}}'"""
     said = fleet.play("--check --diff --limit gate.example", other, ansible=NEW)
-    assert recap(said, "gate.example")["changed"] == 2, "the configuration with the rules, and the service's reload"
+    assert recap(said, "gate.example")["changed"] == 1, "the configuration with the rules and the service's reload"
     assert "+doors.ssh.sequence = (hidden, another)" in said
     assert re.search(r"^-watched: \d+ elements \(hidden\)$", said, re.MULTILINE)
     assert "7100" not in said
@@ -297,6 +315,61 @@ def test_t38_rules_that_lock_the_controller_out_undo_themselves(fleet: Fleet) ->
     fleet.opens(*KNOCKS)  # the service has the configuration from before, too
 
 
+TRIAL = """
+- hosts: logknock_servers
+  gather_facts: false
+  tasks:
+    - logknock.logknock.logknock_config:
+        path: /etc/logknock/logknock.toml
+        content: "{{ wanted }}"
+        owner: root
+        group: logknock
+        mode: "0640"
+        validate: logknock check -c %s
+        rules: "{{ rules | default('trial') }}"
+        confirm: 10
+        reload: true
+"""
+
+
+def test_t38_a_trial_that_is_broken_off_leaves_the_configuration_from_before(fleet: Fleet) -> None:
+    """T38. When the host starts; when the trial's unit is killed; when the next play finds what is left."""
+    path = "/etc/logknock/logknock.toml"
+    before, state = fleet.gate.run("cat", path).stdout, fleet.state()
+    fleet.write("trial.yml", TRIAL)
+    wanted = json.dumps({"wanted": before.replace("[firewall]", '[firewall]\nguarded = ["23/tcp"]')})
+    fleet.play(f"-e '{wanted}'", book="trial.yml")
+    assert "23/tcp" in fleet.gate.run("cat", path).stdout
+    fleet.gate.run("systemctl", "daemon-reload")
+    assert "logknock-unconfirmed.service" in fleet.gate.run("systemctl", "show", "-P", "Wants", "logknock").stdout
+    fleet.gate.run("systemctl", "start", "logknock-unconfirmed")
+    assert "23/tcp" in fleet.gate.run("cat", path).stdout, "the trial goes on"
+    fleet.gate.run("rm", "/run/logknock-trial")  # as a host has it that has just started
+    fleet.gate.run("systemctl", "start", "logknock-unconfirmed")
+    assert fleet.gate.run("cat", path).stdout == before
+    until(lambda: fleet.state() == state, "an end of the trial")
+    fleet.play(f"-e '{wanted}'", book="trial.yml")
+    fleet.gate.run("systemctl", "kill", "--signal=KILL", "logknock-trial")
+    until(lambda: fleet.state() == state, "what was there before")
+    fleet.gate.run("sh", "-c", f"cp -p {path} {path}.previous; echo >> {path}")
+    said = fleet.play(f"-e '{json.dumps({'wanted': before, 'rules': 'keep'})}'", book="trial.yml")
+    assert "an earlier play was broken off" in said
+    until(lambda: fleet.state() == state, "what was there before")
+
+
+SCRAPE = "import urllib.request as r; print(r.urlopen('http://127.0.0.1:9141/metrics').read().decode())"
+
+
+def test_metrics_are_given_with_all_that_they_need(fleet: Fleet) -> None:
+    folder = "/var/lib/logknock-metrics"
+    metrics = {"listen": "127.0.0.1:9141", "textfile": f"{folder}/logknock.prom"}
+    wanted = {"logknock_metrics": metrics, "logknock_packages": []}
+    said = fleet.play(f"--limit gate.example -e '{json.dumps(wanted)}'")
+    assert recap(said, "gate.example")["failed"] == 0
+    assert "logknock_build_info{" in fleet.gate.run("python3", "-c", SCRAPE).stdout
+    until(lambda: not fleet.gate.run("test", "-s", f"{folder}/logknock.prom", check=False).returncode, "a file")
+
+
 # ---- knocks in place of trust
 
 
@@ -304,6 +377,7 @@ def test_ansible_connects_only_because_it_knocks(fleet: Fleet) -> None:
     (knocking,) = (block.text for block in PAGE.under("Knock before you connect").written_in("yaml"))
     fleet.write("group_vars/logknock_servers.yml", knocking)
     assert "pong" in fleet.follow("ansible.builtin.ping")
+    assert not fleet.gate.run("ls", "/etc/systemd/system/logknock.service.d").stdout, "no metrics, no drop-in"
     assert "trusted" not in fleet.gate.run("cat", "/etc/logknock/logknock.toml").stdout
     fleet.logknock("revoke", "--all", check=False)
     once = "env ANSIBLE_SSH_ARGS='-F none -o ControlPath=none -o ConnectTimeout=2'"
@@ -364,6 +438,21 @@ def test_a_door_is_granted_once_and_revoked_once(fleet: Fleet) -> None:
 
 
 # ---- rotation
+
+
+def test_what_would_lock_out_clients_is_refused_before_anything_is_kept(fleet: Fleet) -> None:
+    for half in ("rotate", "rotate_finish"):
+        said = fleet.play("--limit gate.example", book=f"logknock.logknock.{half}", code=2)
+        assert "--limit leaves out localhost: every client has to be there, nothing is changed" in said
+    given = {"gate.exampel": {}, "gate.example": {"shs": [], "ssh": ["7300/tcp", "7400/icmp", "22/tcp"]}}
+    words = f"-e '{json.dumps({'logknock_rotate_sequences': given})}'"
+    said = fleet.play(words, book="logknock.logknock.rotate", code=2)
+    assert "there is no host gate.exampel" in said
+    assert "door shs is not among logknock_rotate_doors" in said
+    assert "the new sequence has no PORT/tcp or PORT/udp as its knock 2" in said
+    assert "the new sequence knocks on a port that is guarded" in said
+    assert "7400/icmp" not in said.replace(words, "")
+    assert fleet.controller.run("test", "-e", f"{FLEET}/logknock/gate.example.yml", check=False).returncode
 
 
 def test_new_sequences_work_beside_the_old_and_who_cannot_be_reached_keeps_his(fleet: Fleet) -> None:

@@ -72,6 +72,21 @@ def _value(path, value):
     raise AnsibleFilterError("{}: {} has no place in TOML".format(".".join(map(str, path)), type(value).__name__))
 
 
+def metrics_drop_in(metrics):
+    """What the service's unit needs beside it for these metrics, as docs/howto/metrics.md has it; empty: nothing."""
+    lines = []
+    listen = str(metrics.get("listen") or "")
+    if listen and not listen.startswith("unix:"):
+        lines += ["RestrictAddressFamilies=AF_INET AF_INET6", "IPAddressAllow=localhost"]
+    if metrics.get("textfile"):
+        folder = os.path.dirname(str(metrics["textfile"]))
+        for special, plain in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%")):
+            folder = folder.replace(special, plain)
+        lines.append(f'ReadWritePaths="-{folder}"')
+    head = ["# Written by Ansible (logknock.logknock).", "[Service]"]
+    return "\n".join([*head, *lines, ""]) if lines else ""
+
+
 def known_variables():
     """Every variable of this collection's roles, as their argument_specs.yml name them."""
     found = set()
@@ -163,6 +178,48 @@ def begun(rotation, doors, names, given=None, taken=()):
     return found
 
 
+def mistakes(given, doors, names, host, hosts, guarded=()):
+    """A line for each thing that is wrong with sequences that are given, by host and door. No line has a knock in it.
+
+    names: the doors that get new sequences on this host. hosts: those that there are. guarded: of the firewall.
+    """
+    lines = [f"there is no host {other}" for other in sorted(set(map(str, given or {})) - set(map(str, hosts)))]
+    lines += [f"{host} has no door {name} in logknock_doors" for name in names if name not in doors]
+    mine = (given or {}).get(host) or {}
+    if not isinstance(mine, dict):
+        return [*lines, f"{host}: no dictionary of doors"]
+    lines += [f"{host}: door {name} is not among logknock_rotate_doors" for name in sorted(set(mine) - set(names))]
+    taken = {_service(service) for door in doors.values() for service in door.get("opens") or []}
+    taken.update(map(_service, guarded))
+    for name in sorted(set(mine) & set(names)):
+        lines.extend(f"{host}: door {name}: the new sequence {words}" for words in _wrong(mine[name], taken))
+    return ["logknock_rotate_sequences: " + line if "logknock_doors" not in line else line for line in lines]
+
+
+def _wrong(sequence, taken):
+    if not isinstance(sequence, (list, tuple)) or not sequence:
+        return ["is no list of knocks"]
+    services = [_service(knock) for knock in sequence]
+    wrong = [f"has no PORT/tcp or PORT/udp as its knock {n}" for n, knock in enumerate(services, 1) if not knock]
+    if len(services) < SHORTEST:
+        wrong.append(f"has fewer than {SHORTEST} knocks")
+    if len(services) > LONGEST:
+        wrong.append(f"has more than {LONGEST} knocks")
+    if any(knock in taken for knock in services if knock):
+        wrong.append("knocks on a port that is guarded")
+    ports = [knock[0] for knock in services if knock]
+    if not wrong and ports == sorted(ports):
+        wrong.append("ascends: a port scan from low to high knocks it")
+    return wrong
+
+
+def _service(text):
+    """The port and the protocol of a service as logknock.toml has it; None where it is none."""
+    port, _unused, proto = str(text).partition("/")
+    right = re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65535 and proto in ("", "tcp", "udp")
+    return (int(port), proto or "tcp") if right else None
+
+
 def new_sequence(like, avoided):
     """As many knocks over the same protocols, at ports of the kernel's own random numbers, never in one direction."""
     draw = random.SystemRandom()
@@ -211,6 +268,8 @@ class FilterModule:
             "changing": changing,
             "finished": finished,
             "fleet_profiles": fleet_profiles,
+            "metrics_drop_in": metrics_drop_in,
+            "mistakes": mistakes,
             "pending": pending,
             "promoted": promoted,
             "to_toml": to_toml,

@@ -3,7 +3,9 @@
 """Writes a file of secrets for logknock, after trying it, and loads the firewall rules that follow from it on trial.
 
 Rule 1: what the command refuses is never written. Rule 2: no sequence and no knock port leaves the host, in a diff
-least of all. Rule 3: what is on trial undoes itself, rules and file alike, and needs nobody's connection for it.
+least of all, nor in what a command says of the file. Rule 3: what is on trial undoes itself, rules and file alike, and
+needs nobody's connection for it: what was there before is kept beside it (FILE.previous) with a script that puts it
+back (FILE.undo), which runs when the trial's unit ends, however it ends, and by a unit of its own when the host starts.
 """
 
 DOCUMENTATION = r"""
@@ -17,7 +19,8 @@ description:
   - The diff shows what changes by its keys. Sequences are never shown, only that they differ.
   - With I(rules=trial) the firewall rules that follow from the file are loaded by C(logknock rules apply --confirm) in
     a unit of systemd, C(logknock-trial.service). Unless somebody runs C(logknock rules confirm) in time, the
-    rules from before come back, and the file from before with them, whatever has become of the connection.
+    rules from before come back, and the file from before with them, whatever has become of the connection. So they
+    do where the host goes down in the middle of it, or the unit is killed.
   - Nobody is trusted because of the session that loads the rules, so that a new connection is a real test of them.
 options:
   path:
@@ -46,6 +49,12 @@ options:
     description: How long a trial takes, in seconds.
     type: int
     default: 60
+  reload:
+    description:
+      - Whether a C(logknock.service) that runs is to go on with the file, and with what is in C(conf.d) beside it, if
+        it has loaded older ones. Where it refuses a file that is not on trial, the file from before comes back.
+    type: bool
+    default: false
 extends_documentation_fragment:
   - ansible.builtin.files
 attributes:
@@ -69,6 +78,7 @@ EXAMPLES = r"""
     mode: "0640"
     validate: logknock check -c %s
     rules: trial
+    reload: true
 """
 
 RETURN = r"""
@@ -80,18 +90,25 @@ rules_differ:
   description: Whether the rules that are loaded are not those of the file; null where that was not looked at.
   type: bool
   returned: always
+reloaded:
+  description: Whether the service has gone on, or would, with another configuration.
+  type: bool
+  returned: always
 on_trial:
   description: Whether rules wait to be confirmed.
   type: bool
   returned: always
 """
 
+import contextlib
 import json
 import os
+import re
 import shlex
 import shutil
 import tempfile
 import time
+from datetime import datetime
 
 from ansible.module_utils.basic import AnsibleModule
 
@@ -101,6 +118,14 @@ except ImportError:  # Python 3.10 and older, on which logknock does not run
     tomllib = None
 
 UNIT = "logknock-trial.service"
+SERVICE = "logknock.service"
+
+# What takes back, when the host starts, a file that was on trial when the host went down; wanted by the service.
+UNITS = "/etc/systemd/system"
+BOOT = "logknock-unconfirmed.service"
+
+# Where systemd puts what else the service is configured by (systemd.exec(5)).
+CREDENTIALS = {"/etc/logknock/logknock.toml": "/run/credentials/" + SERVICE}
 
 # Loading takes a second at most; a machine that is busy with other things is given some more.
 PATIENCE = 60.0
@@ -114,21 +139,76 @@ SECRET = ("sequence",)
 # Elements that give away what to knock: only how many of them change is told.
 SECRET_SETS = ("watched", "traps")
 
-# What the trial's unit runs: the program, the configuration, the trial's length, the configuration from before, and
-# whether the service ran.
+# Seconds by which `logknock status` may be wrong about when it was: it tells whole ones.
+CLOCK = 1.0
+
+# A service, as a sequence has it.
+KNOCK = re.compile(r"\b\d+/[A-Za-z]+\b")
+
+# What the trial's unit runs: the program, the configuration, the trial's length, what to do where nobody confirms, and
+# a file for all that is said. What it runs at its end finds that done, or does it: the file may be gone by then.
+KILLED = 'test ! -e "$0" || exec /bin/sh "$0" killed'
 TRIAL = r"""
-logknock=$1 config=$2 seconds=$3 previous=$4 active=$5
+logknock=$1 config=$2 seconds=$3 undo=$4
+exec >> "$5" 2>&1
 "$logknock" rules apply -c "$config" --confirm "${seconds}s"
 code=$?
 if [ $code -eq 0 ]; then
-  rm -f "$previous"
-elif [ -e "$previous" ]; then
-  [ -s "$previous" ] || mv -f "$config" "$config.unconfirmed"
-  if [ -s "$previous" ]; then mv -f "$previous" "$config"; else rm "$previous"; fi
-  if [ "$active" = active ]; then systemctl reload logknock.service; else systemctl stop logknock.service; fi
+  [ -z "$undo" ] || /bin/sh "$undo" forget
+elif [ -n "$undo" ]; then
+  /bin/sh "$undo" undone
 fi
 echo "exit $code"
 """
+
+# FILE.undo. What it is called with: `undone`, the rules from before are back; `killed`, they need not be; `boot`, there
+# are none yet, and no service; `restore`, nothing but the file is to come back; `forget`, the file is to stay.
+# An empty FILE.previous: there was no file.
+UNDO = r"""# Written by Ansible (logknock.logknock): takes back a configuration on trial that nobody has confirmed.
+[ "$1" != forget ] || rm -f "$previous"
+if [ -e "$previous" ]; then
+  if [ -s "$previous" ]; then
+    touch "$previous"
+    mv -f "$previous" "$config"
+  else
+    mv -f "$config" "$config.unconfirmed"
+    rm -f "$previous"
+  fi
+  if [ "$1" = killed ]; then
+    if [ -e "$config" ]; then "$logknock" rules apply -c "$config"; else "$logknock" rules remove; fi
+  fi
+  case $1 in
+    undone | killed) if [ "$active" = active ]; then systemctl reload $service; else systemctl stop $service; fi ;;
+  esac
+fi
+rm -f "$units/$service.wants/$boot" "$units/$boot" "$0"
+rmdir "$units/$service.wants" 2> /dev/null
+true
+"""
+
+# Never while the trial goes on: /run is empty when the host starts.
+BOOT_UNIT = """\
+# Written by Ansible (logknock.logknock), for as long as a configuration is on trial.
+[Unit]
+Description=Undoing of a configuration of logknock that nobody has confirmed
+DefaultDependencies=no
+RequiresMountsFor=/etc /usr
+After=local-fs.target
+Before=logknock.service
+ConditionPathExists=!/run/logknock-trial
+
+[Service]
+Type=oneshot
+ExecStart=/bin/sh {} boot
+"""
+MARK = "/run/logknock-trial"
+
+
+def quoted(word):
+    """A word of a command as a unit has it (systemd.service(5))."""
+    for special, plain in (("\\", "\\\\"), ('"', '\\"'), ("%", "%%"), ("$", "$$")):
+        word = word.replace(special, plain)
+    return f'"{word}"'
 
 
 def flat(table, name=""):
@@ -151,6 +231,41 @@ def parsed(text):
         return flat(tomllib.loads(text))
     except ValueError:
         return None
+
+
+def leaves(value):
+    """The texts and numbers in a value, whatever its shape."""
+    if isinstance(value, dict):
+        value = list(value.values())
+    if isinstance(value, list):
+        return [leaf for each in value for leaf in leaves(each)]
+    return [str(value)]
+
+
+def secrets(table):
+    """All that is secret in a TOML document, the longest first: values, each service in them, and its port."""
+    found = set()
+    for key, value in table.items():
+        if key in SECRET:
+            for leaf in leaves(value):
+                pieces = re.split(r"[\s,;]+", leaf)
+                found.update([leaf, json.dumps(leaf)[1:-1], *pieces, *(piece.partition("/")[0] for piece in pieces)])
+        elif isinstance(value, dict):
+            found.update(secrets(value))
+    return sorted(filter(None, found), key=len, reverse=True)
+
+
+def hidden(text, content):
+    """What a command says of a file with this content, without its secrets, nor knocks of the files beside it."""
+    try:
+        known = secrets(tomllib.loads(content)) if tomllib else []
+        lines = text.splitlines()
+    except ValueError:
+        known, lines = [], [KNOCK.sub("(hidden)", line) for line in text.splitlines()]
+    if known:
+        pattern = re.compile("|".join(rf"(?<!\w){re.escape(each)}(?!\w)" for each in known))
+        lines = [pattern.sub("(hidden)", line) for line in lines]
+    return "\n".join(KNOCK.sub("(hidden)", line) if "sequence" in line else line for line in lines)
 
 
 def shown(before, after):
@@ -178,7 +293,9 @@ class Configuration:
         self.module = module
         self.path = module.params["path"]
         self.previous = self.path + ".previous"
+        self.undo = self.path + ".undo"
         self.text = module.params["content"]
+        self._recover()
         self.before = self._read()
         self.staged = self._stage()
         self.program = self._program()
@@ -189,6 +306,25 @@ class Configuration:
     def changed(self):
         """Whether the file is another one."""
         return self.before != self.text
+
+    def _recover(self):
+        """Take back what was on trial when the host or the trial's unit went down, and nothing has taken back yet."""
+        if not os.path.exists(self.previous):
+            return
+        if self._state(UNIT) in ("active", "activating", "deactivating"):
+            words = "rules wait to be confirmed on this host: `logknock rules confirm`, or wait for their end"
+            self.module.fail_json(msg=words + "; nothing is changed")
+        self.module.warn(f"{self.path}: an earlier play was broken off: what nobody has confirmed is taken back first")
+        if self.module.check_mode:
+            return
+        if os.path.getsize(self.previous):
+            os.utime(self.previous)  # newer than what the service has loaded
+            os.replace(self.previous, self.path)
+        else:
+            if os.path.exists(self.path):
+                os.replace(self.path, self.path + ".unconfirmed")
+            os.unlink(self.previous)
+        self.settle()
 
     def _read(self):
         try:
@@ -229,7 +365,7 @@ class Configuration:
     def words(self, text):
         """What a command says of the staged file, said of the file itself."""
         folder = os.path.dirname(self.staged)
-        said = text.replace(folder, os.path.dirname(self.path))
+        said = hidden(text.replace(folder, os.path.dirname(self.path)), self.text)
         return "\n".join(line for line in said.strip().splitlines() if line)
 
     def check(self):
@@ -257,7 +393,7 @@ class Configuration:
         """Ask `logknock rules diff` about the file that is to come. Its exit code is 1 where anything differs."""
         if self.module.params["rules"] == "keep" or self.program is None:
             return
-        if not self.module.check_mode and self._state(UNIT) in ("active", "activating"):
+        if not self.module.check_mode and self._state(UNIT) in ("active", "activating", "deactivating"):
             words = "rules wait to be confirmed on this host: `logknock rules confirm`, or wait for their end"
             self.module.fail_json(msg=words + "; nothing is changed")
         code, out, said = self.module.run_command([self.program, "rules", "diff", "--json", "-c", self.staged])
@@ -288,15 +424,39 @@ class Configuration:
 
     def write(self):
         """Put the staged file in its place at once and whole; what was there goes to `previous`."""
-        folder, name = os.path.split(self.path)
-        for path, text in ((self.previous, self.before or ""), (self.path, self.text)):
-            descriptor, temporary = tempfile.mkstemp(prefix="." + name, dir=folder)
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(text.encode("utf-8"))
-                file.flush()
-                os.fsync(file.fileno())
+        self._put(self.previous, self.before or "")
+        if self.module.params["rules"] == "trial" and self.differs:
+            self._arm()
+        self._put(self.path, self.text)
+
+    def _put(self, path, text):
+        folder, name = os.path.split(path)
+        descriptor, temporary = tempfile.mkstemp(prefix="." + name, dir=folder)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(text.encode("utf-8"))
+            file.flush()
+            os.fsync(file.fileno())
+        if path in (self.path, self.previous):
             self._own(temporary)
-            os.replace(temporary, path)
+        os.replace(temporary, path)
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+    def _arm(self):
+        """From here on the file that is written undoes itself, when the host starts too."""
+        with open(MARK, "wb"):
+            pass
+        known = {"config": self.path, "previous": self.previous, "logknock": self.program, "service": SERVICE}
+        known.update(units=UNITS, boot=BOOT, active=self._state(SERVICE))
+        lines = [f"{name}={shlex.quote(value)}\n" for name, value in known.items()]
+        self._put(self.undo, "".join(lines) + UNDO)
+        self._put(os.path.join(UNITS, BOOT), BOOT_UNIT.format(quoted(self.undo)))
+        wanted = os.path.join(UNITS, SERVICE + ".wants")
+        os.makedirs(wanted, 0o755, exist_ok=True)
+        link = os.path.join(wanted, BOOT)
+        if not os.path.lexists(link):
+            os.symlink(os.path.join(UNITS, BOOT), link)
 
     def restore(self):
         """The file from before is back."""
@@ -305,11 +465,50 @@ class Configuration:
             os.unlink(self.previous)
         else:
             os.replace(self.previous, self.path)
+        self.settle()
 
     def settle(self):
-        """The file stays."""
+        """The file stays, and nothing waits to undo it."""
         if os.path.exists(self.previous):
             os.unlink(self.previous)
+        if not os.path.exists(self.undo):
+            return
+        wanted = os.path.join(UNITS, SERVICE + ".wants")
+        for path in (os.path.join(wanted, BOOT), os.path.join(UNITS, BOOT), self.undo):
+            if os.path.lexists(path):
+                os.unlink(path)
+        with contextlib.suppress(OSError):  # it has what is somebody else's
+            os.rmdir(wanted)
+
+    def stale(self):
+        """Whether the service runs with something older than what it would load now."""
+        if not self.module.params["reload"] or self.program is None or self._state(SERVICE) != "active":
+            return False
+        if self.changed:
+            return True
+        out = self.module.run_command([self.program, "status", "--json", "-c", self.path])[1]
+        try:
+            loaded = datetime.fromisoformat(json.loads(out)["standing"]["loaded"]).timestamp()
+        except (ValueError, KeyError, TypeError):
+            return False  # it cannot be asked: whether it runs is another task's matter
+        folder = os.path.join(os.path.dirname(self.path), "conf.d")
+        paths = [self.path]
+        if os.path.isdir(folder):
+            paths += [folder, *(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".toml"))]
+        return max(map(os.path.getmtime, paths)) > loaded + CLOCK
+
+    def reload(self, on_trial):
+        """Have the service go on with the file; ends the module where it does not."""
+        code, _unused, said = self.module.run_command([self.program, "reload", "-c", self.path])
+        if not code:
+            return
+        words = "the service does not run with this configuration"
+        if self.changed and not on_trial:
+            self.restore()
+            words += ", and the one from before is back"
+            if self.differs and self.before is not None:
+                self.module.run_command([self.program, "rules", "apply", "-c", self.path])
+        self.module.fail_json(msg=f"{words}:\n{self.words(said)}", rc=code, on_trial=on_trial)
 
     def apply(self):
         """Load the rules for good; ends the module where they are refused."""
@@ -321,15 +520,15 @@ class Configuration:
 
     def try_out(self):
         """Load the rules on trial, and come back when they are loaded; ends the module where they are refused."""
-        active = self._state("logknock.service")
         output = os.path.join(self.module.tmpdir, "trial")
         with open(output, "wb"):
             os.chmod(output, 0o600)
         command = ["systemd-run", "--quiet", "--collect", "--unit=" + UNIT]
         command.append("--description=Undoing of the rules of logknock, unless they are confirmed")
-        command += [f"--property={stream}=append:{output}" for stream in ("StandardOutput", "StandardError")]
-        seconds = str(self.module.params["confirm"])
-        arguments = [self.program, self.path, seconds, self.previous if self.changed else "", active]
+        undo = self.undo if self.changed else ""
+        if undo:
+            command.append(f"--property=ExecStopPost=-/bin/sh -c {quoted(KILLED)} {quoted(undo)}")
+        arguments = [self.program, self.path, str(self.module.params["confirm"]), undo, output]
         # Of a unit's words systemd replaces what looks like a variable: $$ is a $ (systemd.service(5)).
         script = [word.replace("$", "$$") for word in ["/bin/sh", "-c", TRIAL, "sh", *arguments]]
         code, _unused, said = self.module.run_command([*command, "--", *script])
@@ -363,16 +562,20 @@ def main():
             "valid_codes": {"type": "list", "elements": "int", "default": [0]},
             "rules": {"type": "str", "choices": ["keep", "apply", "trial"], "default": "keep"},
             "confirm": {"type": "int", "default": 60},
+            "reload": {"type": "bool", "default": False},
         },
         add_file_common_args=True,
         supports_check_mode=True,
     )
     module.run_command_environ_update = {"LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
+    credentials = CREDENTIALS.get(module.params["path"], "")
+    if os.path.isdir(credentials) and not os.environ.get("CREDENTIALS_DIRECTORY"):
+        module.run_command_environ_update["CREDENTIALS_DIRECTORY"] = credentials
     made = Configuration(module)
     try:
         made.check()
         made.compare_rules()
-        on_trial = False
+        on_trial, reloaded = False, made.stale()
         attributes = module.load_file_common_arguments(module.params)
         if not module.check_mode and made.changed:
             made.write()
@@ -384,14 +587,17 @@ def main():
                 on_trial = True
             elif made.differs:
                 made.apply()
+            if reloaded:
+                made.reload(on_trial)
             if not on_trial:
                 made.settle()
     finally:
         shutil.rmtree(os.path.dirname(made.staged), ignore_errors=True)
     module.exit_json(
-        changed=bool(owned or made.differs),
+        changed=bool(owned or made.differs or reloaded),
         file_changed=made.changed,
         rules_differ=made.differs,
+        reloaded=reloaded,
         on_trial=on_trial,
         diff=made.diff(),
     )

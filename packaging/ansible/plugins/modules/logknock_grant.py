@@ -83,20 +83,30 @@ class Daemon:
 
     def ask(self, *words):
         """What the command says; ends the module where it fails."""
-        command = [self.program, words[0], "-c", self.module.params["config"], *list(words[1:])]
-        code, out, said = self.module.run_command(command)
+        options = ["-c", self.module.params["config"], *(["--", *words[1:]] if words[1:] else ["--json"])]
+        code, out, said = self.module.run_command([self.program, words[0], *options])
         if code:
             self.module.fail_json(msg=said.strip() or f"exit code {code}", rc=code)
         return out
 
     def grants(self, address, door):
         """What is open for the address: at this door, or at all of them."""
-        every = [json.loads(line) for line in self.ask("grants", "--json").splitlines()]
+        every = [json.loads(line) for line in self.ask("grants").splitlines()]
         return [
             grant
             for grant in every
             if ipaddress.ip_address(grant["address"]) == address and door in (None, grant["door"])
         ]
+
+    def refuse_unknown(self, door):
+        """Ends the module where the daemon has no such door. Where it does not say so, what is asked next fails."""
+        out = self.module.run_command([self.program, "status", "--json", "-c", self.module.params["config"]])[1]
+        try:
+            doors = [each["name"] for each in json.loads(out)["standing"]["doors"]]
+        except (ValueError, KeyError, TypeError):
+            return
+        if door not in doors:
+            self.module.fail_json(msg=f"there is no door {door}: the doors are {', '.join(doors)}")
 
 
 def lines(grants):
@@ -130,6 +140,8 @@ def main():
     module.run_command_environ_update = {"LC_ALL": "C.UTF-8", "NO_COLOR": "1"}
     address, door = parsed(module), module.params["door"]
     daemon = Daemon(module, module.get_bin_path("logknock", required=True, opt_dirs=["/usr/local/bin"]))
+    if door is not None:
+        daemon.refuse_unknown(door)
     before = after = daemon.grants(address, door)
     if module.params["state"] == "absent":
         changed, command, expected = bool(before), ["revoke"] + ([door] if door else []) + [str(address)], []
