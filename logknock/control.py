@@ -36,7 +36,9 @@ GROUP = "logknock"  # whose members may ask, besides root and the daemon's own u
 # way to the next; there is some room for root alone, whatever those of the group do.
 MAX_CLIENTS = 16
 ROOT_CLIENTS = 4
-MAX_REQUEST = 4_096  # bytes; a request is an action and an address or two
+# Bytes; a request is an action and an address or two. No more is read at once, either: asyncio's 256 KiB would stay
+# until the garbage collector runs, for each who sends as much.
+MAX_REQUEST = 4_096
 PATIENCE = 10.0  # seconds that a client may take to say something, or to read what it asked for
 
 # Seconds of work for a client before packets have their turn again; it is less than a read takes in a flood.
@@ -140,6 +142,7 @@ class Control:
         task = asyncio.current_task()
         assert task is not None
         self.met += 1
+        writer.transport.max_size = MAX_REQUEST  # type: ignore[attr-defined]  # see asyncio.selector_events
         try:
             wire = writer.get_extra_info("socket")
             client = self._clients[task] = _Client(_peer(wire))

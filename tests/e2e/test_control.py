@@ -561,7 +561,7 @@ def test_clients_that_do_harm_do_not_delay_a_knock(world: World) -> None:
         assert grants(world), "it answers as before"
         assert daemon.process.poll() is None
         memory = int(Path(f"/proc/{daemon.process.pid}/status").read_text().partition("VmRSS:")[2].split()[0])
-        assert memory < 120_000, "kB"
+        assert memory < 80_000, "kB"
 
 
 def test_a_daemon_that_is_stopped_and_asked_says_nothing_in_vain(world: World) -> None:

@@ -396,4 +396,4 @@ def test_a_usage_error_exits_2_and_sends_nothing(
 
 def test_the_help_has_an_example(hosts: tuple[Host, Host]) -> None:
     shown = hosts[1].logknock("knock", "-h").stdout
-    assert "Example: logknock knock -v host.example 7000/tcp 8000/udp 9000" in shown
+    assert "Example: logknock knock -v host.example 7000/tcp 9000/udp 8000" in shown

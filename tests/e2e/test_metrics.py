@@ -226,7 +226,7 @@ def test_each_panel_of_the_dashboard_has_something_to_show(world: World, tmp_pat
             world.knock("7000/tcp", "8001/tcp")
         daemon.wait_for("4 one-time sequences left")
         world.knock("7001/tcp", "8001/udp", "9001/tcp")
-        world.spoof(*(f"198.51.100.9>10.99.0.1:{port}/tcp" for port in range(20_000, 20_400)))
+        world.spoof(*(f"198.51.100.9>10.99.0.1:{port}/tcp" for port in range(20_000, 22_000)))  # some thirty traps
         world.spoof(*(f"198.51.100.{host}>10.99.0.1:7000/tcp" for host in range(20, 60)))
         done = "logknock_grants_closed_total >= 1 and on () logknock_banned > 0 and on () logknock_grants_open"
         until(lambda: queried(world.gateway, done), "an end of it")
