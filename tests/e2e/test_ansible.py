@@ -419,8 +419,12 @@ GRANTS = """
     - logknock.logknock.logknock_grant: {door: shs, address: "2001:db8::7"}
       ignore_errors: true
       register: unknown
+    - logknock.logknock.logknock_grant: {door: shs, address: "2001:db8::7", state: absent}
+      ignore_errors: true
+      register: unknown_too
     - ansible.builtin.assert:
         that:
+          - unknown_too is failed and "there is no door shs" in unknown_too.msg
           - first.changed and not again.changed and tried.changed and gone.changed and not gone_again.changed
           - 7100 < again.grants[0].left and again.grants[0].left < 7201
           - found.status.open | selectattr('address', 'eq', '2001:db8::7') | list | length == 1
@@ -453,6 +457,13 @@ def test_what_would_lock_out_clients_is_refused_before_anything_is_kept(fleet: F
     assert "the new sequence knocks on a port that is guarded" in said
     assert "7400/icmp" not in said.replace(words, "")
     assert fleet.controller.run("test", "-e", f"{FLEET}/logknock/gate.example.yml", check=False).returncode
+
+
+def test_a_rotation_in_check_mode_ends_well_and_keeps_nothing(fleet: Fleet) -> None:
+    said = fleet.play("--check", book="logknock.logknock.rotate")
+    assert recap(said, "gate.example")["failed"] == 0
+    assert fleet.controller.run("test", "-e", f"{FLEET}/logknock/gate.example.yml", check=False).returncode
+    assert fleet.configured()["ssh"]["sequence"] == list(KNOCKS)
 
 
 def test_new_sequences_work_beside_the_old_and_who_cannot_be_reached_keeps_his(fleet: Fleet) -> None:
