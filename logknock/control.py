@@ -289,13 +289,13 @@ def _listen(path: Path) -> socket.socket:
             server.bind(str(path))
         finally:
             os.umask(before)
-        _share(path)
+        share(path)
         server.listen(_BACKLOG)
         undo.pop_all()
     return server
 
 
-def _share(path: Path) -> None:
+def share(path: Path) -> None:
     """Let the group connect, where there is one and we may."""
     with contextlib.suppress(KeyError, PermissionError):
         os.chown(path, -1, grp.getgrnam(GROUP).gr_gid, follow_symlinks=False)

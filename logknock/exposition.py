@@ -8,7 +8,6 @@ request a connection, GET /metrics (RFC 9110, RFC 9112); whatever else is said g
 
 import asyncio
 import errno
-import grp
 import os
 import re
 import socket
@@ -22,7 +21,7 @@ from typing import NamedTuple, Protocol
 
 from .config import Metrics
 from .config_values import Endpoint
-from .control import GROUP, identity
+from .control import identity, share
 from .counts import Facts
 from .errors import LogknockError
 
@@ -284,9 +283,7 @@ def _listen_unix(path: str) -> socket.socket:
         _make_way(path)
         os.fchmod(server.fileno(), 0o600)  # what bind(2) gives the file, so that there is no moment without
         server.bind(path)
-        with suppress(KeyError, PermissionError):
-            os.chown(path, -1, grp.getgrnam(GROUP).gr_gid, follow_symlinks=False)
-            os.chmod(path, 0o660)
+        share(Path(path))
         server.listen(_BACKLOG)
         undo.pop_all()
     return server

@@ -138,7 +138,7 @@ FAMILIES = (
     Family(
         "logknock_knockers",
         "gauge",
-        "Sources with an attempt under way.",
+        "Knockers with an attempt under way.",
         (),
         _one(lambda facts: facts.standing.attempts),
     ),
@@ -168,7 +168,7 @@ FAMILIES = (
     Family(
         "logknock_knockers_evicted_total",
         "counter",
-        "Sources whose attempts gave way to those of others, since too many knocked.",
+        "Knockers whose attempts gave way to those of others, since too many knocked.",
         (),
         _one(lambda facts: facts.counted.evicted),
     ),
@@ -224,7 +224,7 @@ FAMILIES = (
     Family(
         "logknock_banned",
         "gauge",
-        "Sources that are banned now.",
+        "Addresses, and IPv6 prefixes, that are banned now.",
         (),
         _one(lambda facts: facts.standing.banned),
     ),

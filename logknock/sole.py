@@ -6,16 +6,14 @@ ends. Rule 2: any local user can take such a name first; who is not trusted with
 
 import errno
 import os
-import pwd
 import socket
-from contextlib import suppress
 from struct import Struct
 
 from .config import Config
 from .errors import UNAVAILABLE, LogknockError
+from .ownership import service_user
 
 NAME = "\0logknock keeps inet logknock"
-USER = "logknock"  # as whom daemons run, besides root
 
 _UCRED = Struct("iII")  # pid, uid, gid (unix(7))
 _BACKLOG = 16  # who asks does so for a moment
@@ -82,6 +80,6 @@ def _holder() -> tuple[int, int]:
 
 def _trusted() -> set[int]:
     users = {0, os.geteuid()}
-    with suppress(KeyError):
-        users.add(pwd.getpwnam(USER).pw_uid)
+    if (service := service_user()) is not None:
+        users.add(service.pw_uid)
     return users

@@ -79,7 +79,7 @@ ALLOWED: dict[str, set[str]] = {
     "status": BASE | {"knock", "onetime", "onetime_files", "packet", "store", "turns"},
     "standing": set(),
     "ownership": set(),
-    "sole": BASE | {"config"},
+    "sole": BASE | {"config", "ownership"},
     "systemd": BASE | {"standing"},
     "doorkeeper": BASE | {"actions", "firewall.sets", "knock", "report", "standing", "store"},
     "reconcile": BASE | {"config", "firewall.intent", "firewall.sets", "firewall.watch", "knock", "report"},

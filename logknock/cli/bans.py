@@ -13,7 +13,7 @@ from ..errors import LogknockError, printable
 from ..session import current
 from . import config_option
 from .runtime import runtime_of
-from .status import duration, local_time
+from .status import aligned, duration, local_time
 
 # Lifting 65,535 bans takes the daemon some seconds, between packets; it answers at the end.
 _PATIENCE = 60.0
@@ -53,13 +53,7 @@ def ban(config_path: Path, whom: str, time: str) -> None:
     the daemon, and no reboot.
     """
     _refuse_own_session(_parsed(whom))
-    details: dict[str, Any] = {"address": whom}
-    if time:
-        try:
-            details["seconds"] = parse_time(time)
-        except ValueError as error:
-            raise click.BadParameter(f"{error}: write 30s, 1h30m or 2d", param_hint="TIME") from None
-    (answer,) = ask(runtime_of(config_path), "ban", **details)
+    (answer,) = ask(runtime_of(config_path), "ban", address=whom, **asked_time(time))
     click.echo(f"banned for {duration(answer['seconds'])}: {answer['banned']}")
 
 
@@ -77,6 +71,14 @@ def unban(config_path: Path, whom: str | None, every: bool) -> None:
     (answer,) = ask(runtime_of(config_path), "unban", _PATIENCE, **details)
     lifted = answer["unbanned"]
     click.echo(f"no longer banned: {lifted if whom else f'all {lifted}'}")
+
+
+def asked_time(time: str) -> dict[str, float]:
+    """TIME as a part of a request; nothing where it is left out."""
+    try:
+        return {"seconds": parse_time(time)} if time else {}
+    except ValueError as error:
+        raise click.BadParameter(f"{error}: write 30s, 1h30m or 2d", param_hint="TIME") from None
 
 
 def _parsed(whom: str) -> Target:
@@ -102,10 +104,9 @@ def _table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
             for ban in found
         ),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for at, row in enumerate(rows):
-        line = "  ".join(map(str.ljust, row, widths)).rstrip()
-        yield click.style(line, bold=True) if at == 0 else line
+    heading, *lines = aligned(rows)
+    yield click.style(heading, bold=True)
+    yield from lines
 
 
 def _left(seconds: float | None) -> str:

@@ -7,13 +7,13 @@ from typing import Any
 
 import click
 
-from ..bans import parse_time
 from ..control import ask
 from ..errors import printable
 from ..packet import parse_address
 from . import config_option
+from .bans import asked_time
 from .runtime import runtime_of
-from .status import duration
+from .status import aligned, duration
 
 _json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object a line, for programs.")
 
@@ -57,13 +57,7 @@ def grant(config_path: Path, door: str, address: str, time: str, as_json: bool) 
     meanwhile never shortens it. It outlives restarts and reboots with the time that it has left. The log and
     `logknock status` say who granted it.
     """
-    details: dict[str, Any] = {"door": door, "address": _parsed(address)}
-    if time:
-        try:
-            details["seconds"] = parse_time(time)
-        except ValueError as error:
-            raise click.BadParameter(f"{error}: write 30s, 1h30m or 2d", param_hint="TIME") from None
-    (answer,) = ask(runtime_of(config_path), "grant", **details)
+    (answer,) = ask(runtime_of(config_path), "grant", door=door, address=_parsed(address), **asked_time(time))
     made = answer["grant"]
     words = f"{made['door']} is open for {made['address']} for {duration(made['left'])}"
     click.echo(json.dumps(made) if as_json else words)
@@ -112,7 +106,6 @@ def _table(found: Sequence[dict[str, Any]]) -> Iterator[str]:
             for grant in found
         ),
     ]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for at, row in enumerate(rows):
-        line = "  ".join(map(str.ljust, row, widths)).rstrip()
-        yield click.style(line, bold=True) if at == 0 else line
+    heading, *lines = aligned(rows)
+    yield click.style(heading, bold=True)
+    yield from lines

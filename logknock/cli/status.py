@@ -197,11 +197,17 @@ def _section(heading: str, rows: Iterable[Sequence[str]], otherwise: str = "") -
     yield ""
     yield click.style(heading, bold=True)
     cells = [[printable(cell) for cell in row] for row in rows]
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    for row in cells:
-        yield "  " + "  ".join(map(str.ljust, row, widths)).rstrip()
+    for line in aligned(cells):
+        yield f"  {line}"
     if not cells:
         yield f"  {otherwise}"
+
+
+def aligned(rows: Sequence[Sequence[str]]) -> Iterator[str]:
+    """Rows as lines, in columns as wide as they must be."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(map(str.ljust, row, widths)).rstrip()
 
 
 def _open_row(door: Open) -> tuple[str, ...]:

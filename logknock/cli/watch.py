@@ -18,7 +18,7 @@ from ..errors import UNAVAILABLE, USAGE, LogknockError, printable
 from ..packet import address_text, parse_address
 from . import config_option
 from .runtime import runtime_of
-from .status import duration, local_time
+from .status import aligned, duration, local_time
 
 if TYPE_CHECKING:
     from rich.console import RenderableType
@@ -282,8 +282,7 @@ class Picture:
             (grant["door"], grant["address"], f"{duration(left)} left", grant["by"] and f"by {printable(grant['by'])}")
             for left, grant in shown
         ]
-        widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-        rows = [Text("  ".join(map(str.ljust, row, widths)).rstrip()) for row in cells]
+        rows = [Text(line) for line in aligned(cells)]
         if len(shown) < len(found):
             rows.append(Text(f"and {len(found) - len(shown):,} more", style="dim"))
         return [_heading("open doors"), *(rows or [Text("none", style="dim")])]

@@ -13,7 +13,7 @@ import re
 import stat
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from enum import Enum
 from pathlib import Path
 
@@ -52,16 +52,15 @@ class Intent:
                 self._state.mkdir(mode=0o711, parents=True)
                 self._state.chmod(0o711)  # whatever the umask: as the daemon makes it
             descriptor, temporary = tempfile.mkstemp(dir=self._state, prefix=".rules.")  # 0600
-            try:
+            with ExitStack() as undo:
+                undo.callback(os.unlink, temporary)
                 with open(descriptor, "w", encoding="utf-8") as file:
                     give_to_owner(descriptor, self._state)
                     file.write(text)
                     file.flush()
                     os.fsync(descriptor)
                 os.rename(temporary, self._draft)
-            except BaseException:
-                os.unlink(temporary)
-                raise
+                undo.pop_all()
         except OSError as error:
             raise trial.file_error(self._draft, error) from None
 
