@@ -13,9 +13,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 
 from .config import Config
 from .copies import Copies
-from .packet import Packet
+from .packet import Carried, Packet
 from .records import Grammar
-from .sources.nflog import Heeds, HeedsNone, Nflog
+from .sources.nflog import Heeds, HeedsNone, Mail, Nflog
 
 Receive = Callable[[Packet], None]
 Key = tuple[str, ...]
@@ -110,6 +110,7 @@ class Intake:
     def __init__(self, heeds: Heeds, read: Read, receive: Receive, tell: Tell) -> None:
         self.heeds = heeds  # as of the next adopt()
         self.heeds_none: HeedsNone | None = None  # likewise, where `heeds` has one
+        self.mail: Mail | None = None  # likewise, where somebody wants what packets carry
         self._read = read
         self._receive = receive
         self._tell = tell
@@ -194,13 +195,14 @@ class Intake:
             self._copies = Copies(len(found)) if len(found) > 1 else None
         self._sources = dict(found)
         grammar = Grammar(config.wanted)
-        for source in found.values():
+        for number, source in enumerate(found.values()):
             if isinstance(source, Nflog):
                 # What no door heeds now may be the copy of what another source tells of later.
                 if self._copies is None:
-                    source.count(self.heeds, config.wanted.directions, self.heeds_none)
+                    source.count(self.heeds, config.wanted.directions, self.heeds_none, self.mail)
                 else:
-                    source.count(_all, config.wanted.directions)
+                    mail = self.mail and _without_copies(self.mail, self._copies, number)
+                    source.count(_all, config.wanted.directions, mail=mail)
             elif isinstance(source, OfText):
                 source.grammar = grammar
         for key in fresh:
@@ -346,6 +348,16 @@ def _from_elsewhere(loop: asyncio.AbstractEventLoop, look: Callable[[Key], None]
     """Out of another thread; one that is late finds the loop closed, and nobody to tell."""
     with suppress(RuntimeError):
         loop.call_soon_threadsafe(look, key)
+
+
+def _without_copies(mail: Mail, copies: Copies, number: int) -> Mail:
+    """The same, and what another source tells of it later, headers alone, is known for a copy."""
+
+    def receive(carried: Carried) -> None:
+        copies.is_copy(number, carried.packet)  # what came before had no payload: that was not this yet
+        mail.receive(carried)
+
+    return mail._replace(receive=receive)
 
 
 def _all(src: bytes, proto: int, dport: int, flags: int) -> bool:

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from logknock import netlink
 from logknock.knock import Door, Matcher, Service
 from logknock.netlink import attribute, attributes, message, messages, nested, refusal
-from logknock.packet import SYN, TCP, UDP, Packet
-from logknock.sources.nflog import Decoder
+from logknock.packet import SYN, TCP, UDP, Carried, Packet
+from logknock.sources.nflog import COPY_RANGE, Decoder, Mail
 
 from .test_packet import TCP_SYN, UDP_ONE, V4, V6, extension, ipv4, ipv6
 
@@ -293,3 +293,93 @@ def test_shapes_that_an_attacker_makes_up_are_bounded() -> None:
         decode(decoder, record(ipv4(TCP_SYN, 6), number, mac=number.to_bytes(8, "big")))
     assert decoder.records == 1000
     assert len(decoder._shapes) <= 256
+
+
+# ---- what packets carry
+
+
+def letter(number: int, length: int = 300, port: int = 62201) -> bytes:
+    return ipv4(struct.pack("!HHHH", number, port, 8 + length, 0) + number.to_bytes(2, "big") * (length // 2), 17)
+
+
+def post(decoder: Decoder, mail: list[Carried]) -> Decoder:
+    """The decoder, with mail for one port that is put into the list."""
+    return decoder.successor(everything, mail=Mail(lambda proto, dport: (proto, dport) == (UDP, 62201), mail.append))
+
+
+def test_mail_is_taken_from_among_knocks_and_is_none() -> None:
+    """In any order, stamped by the kernel, and counted like all records; knocks go on being unpacked in bulk."""
+    mail: list[Carried] = []
+    decoder = post(Decoder(everything), mail)
+    kinds = [lambda n: letter(n), lambda n: letter(n, port=9000), lambda n: ipv4(TCP_SYN, 6)]
+    order = [0, 2, 2, 0, 0, 1, 1, 2, 0, 2, 1, 0]
+    packets = decode(decoder, b"".join(record(kinds[kind](number), number) for number, kind in enumerate(order)))
+    assert [carried.packet.sport for carried in mail] == [n for n, kind in enumerate(order) if kind == 0]
+    assert all(c.payload == c.packet.sport.to_bytes(2, "big") * 150 and c.packet.time == 100.5 for c in mail)
+    assert [packet.dport for packet in packets] == [{1: 9000, 2: 7000}[kind] for kind in order if kind]
+    assert (decoder.records, decoder.lost, decoder.ignored) == (len(order), 0, 0)
+
+
+def test_what_is_no_longer_than_headers_is_never_mail() -> None:
+    """A knock on an SPA port: it costs what any knock costs."""
+    mail: list[Carried] = []
+    decoder = post(Decoder(everything), mail)
+    short = COPY_RANGE - 28
+    assert len(decode(decoder, b"".join(record(letter(number, short), number) for number in range(9)))) == 9
+    assert mail == []
+    assert decode(decoder, record(letter(9, short + 2), 9)) == []
+    assert len(mail) == 1
+
+
+def test_where_nobody_wants_mail_all_is_unpacked_in_bulk() -> None:
+    decoder = Decoder(everything)
+    assert len(decode(decoder, b"".join(record(letter(number), number) for number in range(9)))) == 9
+    assert len(decoder._shapes) == 1
+
+
+def test_mail_that_begins_while_such_records_wait_is_not_unpacked_by_a_shape_from_before() -> None:
+    mail: list[Carried] = []
+    before = Decoder(everything)
+    assert len(decode(before, record(letter(0), 0) + record(letter(1), 1))) == 2
+    after = post(before, mail)
+    assert decode(after, record(letter(2), 2) + record(letter(3, port=9000), 3)) == [
+        Packet(100.5, *V4, UDP, 3, 9000, 0)
+    ]
+    assert [carried.packet.sport for carried in mail] == [2]
+    assert (after.records, after.lost) == (4, 0)
+
+
+def test_t10_a_letter_in_two_records_of_one_stamp_is_one() -> None:
+    """T10: two rules logged it. Sent again it has another stamp, and is told of: perhaps somebody replays it."""
+    mail: list[Carried] = []
+    decoder = post(Decoder(everything), mail)
+    stamps = [(100, 1), (100, 1), (100, 2), (100, 1), (100, 2)]
+    assert decode(decoder, b"".join(record(letter(7), number, stamp) for number, stamp in enumerate(stamps))) == []
+    assert [carried.packet.time for carried in mail] == [100.000001, 100.000002]
+    assert decoder.records == 5
+
+
+def test_t30_losses_are_counted_where_there_is_mail_too() -> None:
+    """T30."""
+    decoder = post(Decoder(everything), [])
+    decode(decoder, b"".join(record(letter(number), number) for number in (0, 1, 5, 6, 8)))
+    assert (decoder.records, decoder.lost) == (5, 4)
+
+
+def test_t25_mail_that_goes_elsewhere_is_ignored() -> None:
+    """T25: what is routed on is nobody's."""
+    mail: list[Carried] = []
+    wants = Mail(lambda proto, dport: True, mail.append)
+    decoder = Decoder(everything, frozenset({"forward"}), mail=wants)
+    assert decode(decoder, record(letter(0), 0)) == []
+    assert (mail, decoder.ignored) == ([], 1)
+
+
+@given(st.binary(min_size=COPY_RANGE, max_size=400), st.sampled_from([1, 6, 17, 58, 132]), st.data())
+def test_any_long_record_is_mail_or_a_packet_or_ignored(payload: bytes, proto: int, data: st.DataObject) -> None:
+    """T26: whatever is in it, and wherever it is cut."""
+    mail: list[Carried] = []
+    decoder = Decoder(everything, mail=Mail(lambda proto, dport: True, mail.append))
+    whole = ipv4(payload, proto)
+    packets = decode(decoder, record(whole[: data.draw(st.integers(0, len(whole)))], 1))
+    assert len(packets) + len(mail) + decoder.ignored == 1

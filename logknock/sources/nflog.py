@@ -2,7 +2,8 @@
 
 Rule 1: one netlink socket, one group; nothing else is known here, neither doors nor sets. Rule 2: a message that is
 not whole, or does not hold a packet, is counted and passed over. Rule 3: a packet costs the same whatever else is
-there; messages of one shape are unpacked in bulk, and only those that `heeds` asks for become Packets.
+there; messages of one shape are unpacked in bulk, and only those that `heeds` asks for become Packets. Rule 4: what a
+packet carries is looked at where somebody wants such mail, and the record holds more than headers; nowhere else.
 
 Source: linux/netfilter/nfnetlink_log.h and net/netfilter/nfnetlink_log.c. The kernel delivers each packet at once
 while there are few (a knock should open its door now), and many at a time when there are many.
@@ -20,7 +21,7 @@ from typing import NamedTuple
 
 from .. import netlink
 from ..errors import NO_PERMISSION, UNAVAILABLE, SourceError
-from ..packet import TCP, UDP, Packet, from_ip
+from ..packet import TCP, UDP, Carried, Packet, carried_from_ip, from_ip
 
 _SUBSYSTEM = 4  # NFNL_SUBSYS_ULOG
 _PACKET, _CONFIG = (_SUBSYSTEM << 8 | n for n in (0, 1))
@@ -31,8 +32,16 @@ _FLAG_SEQUENCE = 1
 _TIMESTAMP, _INDEV, _OUTDEV, _PAYLOAD, _SEQUENCE = 3, 4, 5, 9, 12
 
 # What doors need of a packet: the IP header (IPv6 with a few extension headers, IPv4 with all its options) and TCP's
-# up to its flags. More would only be copied.
+# up to its flags. More would only be copied. (Our own rules cut what is no SPA packet there too.)
 COPY_RANGE = 128
+
+# Where SPA packets are awaited: the longest, 1,500 bytes, behind IPv6's header, some extension headers and all the
+# options that TCP can have.
+_COPY_MAIL = 1_600
+
+# Where two rules log a packet, our own and the host firewall's, its records come one behind the other, with those of
+# other processors' packets in between. The kernel's stamp, which they share, tells them from a packet sent again.
+_MAIL_REMEMBERED = 32
 
 # Delivery. Quiet: each packet at once. Busy: up to 512 packets, or what has come in 10 ms (the timer counts 1/100 s).
 _QUIET, _BUSY = 1, 512
@@ -73,6 +82,16 @@ HeedsNone = Callable[[tuple[bytes, ...], int, tuple[int, ...], memoryview], bool
 Receive = Callable[[Packet], None]
 
 
+class Mail(NamedTuple):
+    """Who wants what packets carry. What is taken so is no knock, and no wrong knock.
+
+    wants: whether it may be for them, by protocol and destination port (0 for ICMP). receive: takes it.
+    """
+
+    wants: Callable[[int, int], bool]
+    receive: Callable[[Carried], None]
+
+
 class _Shape(NamedTuple):
     """How to unpack messages that are alike: a Struct that repeats, and the parts of it that must be the same.
 
@@ -111,14 +130,20 @@ class Decoder:
 
     heeds_none: saves asking `heeds` for each packet; None: it is asked for each.
     directions: which packets count: `in` those that came in for this host, `forward` those that are routed on, `out`
-    those that were made here (T25).
+    those that were made here (T25). mail: who wants what they carry; None: nobody.
     """
 
     def __init__(
-        self, heeds: Heeds, directions: frozenset[str] = frozenset({"in"}), heeds_none: HeedsNone | None = None
+        self,
+        heeds: Heeds,
+        directions: frozenset[str] = frozenset({"in"}),
+        heeds_none: HeedsNone | None = None,
+        mail: Mail | None = None,
     ) -> None:
         self._heeds = heeds
         self._heeds_none = heeds_none
+        self._mail = mail
+        self._taken: deque[Carried] = deque(maxlen=_MAIL_REMEMBERED)
         self._directions = directions
         self.records = 0
         self.lost = 0
@@ -212,13 +237,18 @@ class Decoder:
         time = now
         if len(stamp) == 16:
             time = int.from_bytes(stamp[:8], "big") + int.from_bytes(stamp[8:], "big") / 1_000_000
-        packet = from_ip(bytes(found.get(_PAYLOAD, b"")), time)
-        if packet is None or _direction(found) not in self._directions:
+        payload = bytes(found.get(_PAYLOAD, b""))
+        counts = _direction(found) in self._directions
+        if counts and self._is_taken(payload, time):
+            return
+        packet = from_ip(payload, time)
+        if packet is None or not counts:
             self.ignored += 1
             return
         if self._heeds(packet.src, packet.proto, packet.dport, packet.flags):
             receive(packet)
-        learned = _shape(data)
+        # What is longer may be mail the next time, by a port that no shape tells.
+        learned = _shape(data) if self._mail is None or len(payload) <= COPY_RANGE else None
         if learned is not None:
             if len(self._shapes) >= _MAX_SHAPES:
                 self._shapes.clear()
@@ -226,11 +256,28 @@ class Decoder:
             self._marks[len(data)] = marks
             self._shapes[marks.key(data)] = shape
 
+    def _is_taken(self, payload: bytes, time: float) -> bool:
+        """Hand over what an IP packet carries, where somebody wants it; once, however many rules log it (T10)."""
+        mail = self._mail
+        if mail is None or len(payload) <= COPY_RANGE:
+            return False
+        carried = carried_from_ip(payload, time)
+        if carried is None or not mail.wants(carried.packet.proto, carried.packet.dport):
+            return False
+        if carried not in self._taken:
+            self._taken.append(carried)
+            mail.receive(carried)
+        return True
+
     def successor(
-        self, heeds: Heeds, directions: frozenset[str] | None = None, heeds_none: HeedsNone | None = None
+        self,
+        heeds: Heeds,
+        directions: frozenset[str] | None = None,
+        heeds_none: HeedsNone | None = None,
+        mail: Mail | None = None,
     ) -> "Decoder":
         """One that goes on where this one is; the shapes that it knew are learned anew, in these directions."""
-        after = Decoder(heeds, self._directions if directions is None else directions, heeds_none)
+        after = Decoder(heeds, self._directions if directions is None else directions, heeds_none, mail)
         after.records, after.lost, after.ignored, after._expected = (
             self.records,
             self.lost,
@@ -256,6 +303,8 @@ class Nflog:
         self.name = f"NFLOG group {group}"
         self.overruns = 0
         self.busy = False  # whether the kernel delivers many packets at a time
+        self._mail: Mail | None = None
+        self._copied = COPY_RANGE  # how much of a packet the kernel is asked for
         self._decoder = Decoder(heeds, directions)
         self._records_at_settling = 0
         self._buffer = memoryview(bytearray(2 * _BATCH_BYTES))
@@ -269,9 +318,17 @@ class Nflog:
         self._stamps = socket.socket(socket.AF_NETLINK, kind, netlink.NETLINK_NETFILTER)
         self._stamps.setsockopt(socket.SOL_SOCKET, _SO_TIMESTAMP, 1)
 
-    def count(self, heeds: Heeds, directions: frozenset[str], heeds_none: HeedsNone | None = None) -> None:
-        """From here on these packets count."""
-        self._decoder = self._decoder.successor(heeds, directions, heeds_none)
+    def count(
+        self,
+        heeds: Heeds,
+        directions: frozenset[str],
+        heeds_none: HeedsNone | None = None,
+        mail: Mail | None = None,
+    ) -> None:
+        """From here on these packets count, and `mail` takes what they carry."""
+        self._decoder = self._decoder.successor(heeds, directions, heeds_none, mail)
+        self._mail = mail
+        self._copy()
 
     @property
     def records(self) -> int:
@@ -334,13 +391,15 @@ class Nflog:
         for now, data in list(self._recent):
             if src in data:
                 found: list[Packet] = []
-                decoder = self._decoder.successor(lambda source, proto, dport, flags: source == src)
+                mail = self._mail and self._mail._replace(receive=_pass_over)
+                decoder = self._decoder.successor(lambda source, proto, dport, flags: source == src, mail=mail)
                 decoder.decode(memoryview(data), now, found.append)
                 yield from ((now, packet) for packet in found)
             yield now, None
 
     def settle(self) -> tuple[str, ...]:
         """Go back to delivering each packet at once when the last second was quiet."""
+        self._copy()
         if self.busy and self.records - self._records_at_settling < _QUIET_BELOW:
             self._deliver(busy=False)
         self._records_at_settling = self.records
@@ -354,11 +413,23 @@ class Nflog:
         while self._recent_bytes > _RECENT_BYTES:
             self._recent_bytes -= len(self._recent.popleft()[1])
 
+    def _copy(self) -> None:
+        """Ask for as much of each packet as is needed; where that fails, again with the next second."""
+        wanted = COPY_RANGE if self._mail is None else _COPY_MAIL
+        if wanted != self._copied:
+            with contextlib.suppress(OSError):
+                self._socket.raw.send(_config(self.group, 0, 0, _copy_mode(wanted)))
+                self._copied = wanted
+
     def _deliver(self, *, busy: bool) -> None:
         threshold = _BUSY if busy else _QUIET
         with contextlib.suppress(OSError):  # unchanged is slower, not wrong
             self._socket.raw.send(_config(self.group, 0, 0, _u32(_CFG_QTHRESH, threshold)))
             self.busy = busy
+
+
+def _pass_over(carried: Carried) -> None:
+    """Nobody's knock."""
 
 
 def _direction(attributes: Mapping[int, memoryview]) -> str:
@@ -430,6 +501,10 @@ def _u32(kind: int, value: int) -> bytes:
     return netlink.attribute(kind, value.to_bytes(4, "big"))
 
 
+def _copy_mode(most: int) -> bytes:
+    return netlink.attribute(_CFG_MODE, most.to_bytes(4, "big") + bytes((_COPY_PACKET, 0)))
+
+
 def _config(group: int, flags: int, sequence: int, *attributes: bytes) -> bytes:
     return netlink.netfilter_message(_CONFIG, flags, sequence, 0, group, *attributes)
 
@@ -446,7 +521,7 @@ def _open_group(group: int) -> netlink.Socket:
             netlink.NLM_F_ACK,
             sequence,
             netlink.attribute(_CFG_CMD, bytes((_CMD_BIND,))),
-            netlink.attribute(_CFG_MODE, COPY_RANGE.to_bytes(4, "big") + bytes((_COPY_PACKET, 0))),
+            _copy_mode(COPY_RANGE),
             _u32(_CFG_NLBUFSIZ, _BATCH_BYTES),
             _u32(_CFG_TIMEOUT, _BUSY_TIMER),
             _u32(_CFG_QTHRESH, _QUIET),
