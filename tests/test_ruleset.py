@@ -80,37 +80,66 @@ def test_all_that_is_configured_is_in_the_text_and_nothing_else_changes() -> Non
         "update @noisy4 { ip saddr timeout 10s } return",
         "update @rate6 { ip6 saddr limit rate over 7/second burst 9 packets } "
         "update @noisy6 { ip6 saddr timeout 10s } return",
-        "log group 77",
+        "meta length >= 168 meta l4proto . th dport @spa meta l4proto . th dport != @guarded log group 77 return",
+        "log group 77 snaplen 128",
     ]
     assert len(old) == len(new)
     assert elements == GOLDEN
 
 
 @pytest.mark.parametrize(
-    ("sources", "prefixes", "statement"),
+    ("sources", "prefixes", "whole", "cut"),
     [
-        (("journal",), ("logknock",), 'log prefix "logknock: " level info'),
-        (("file", "stdin"), ("[UFW BLOCK]", "x"), 'log prefix "[UFW BLOCK]: " level info'),
-        (("stdin",), ("",), "log level info"),
-        (("journal", "nflog"), ("logknock",), "log group 5"),
+        (("journal",), ("logknock",), 'log prefix "logknock: " level info', ""),
+        (("file", "stdin"), ("[UFW BLOCK]", "x"), 'log prefix "[UFW BLOCK]: " level info', ""),
+        (("stdin",), ("",), "log level info", ""),
+        (("journal", "nflog"), ("logknock",), "log group 5", " snaplen 128"),
     ],
 )
 def test_without_nflog_the_rules_log_to_the_kernel_log(
-    sources: tuple[str, ...], prefixes: tuple[str, ...], statement: str
+    sources: tuple[str, ...], prefixes: tuple[str, ...], whole: str, cut: str
 ) -> None:
     config = replace(make_config(sources=sources), wanted=Wanted(prefixes))
-    assert log_statements(config) == [statement]
+    assert log_statements(config) == [f"{whole} return", f"{whole}{cut}"]
 
 
 def test_where_a_group_is_written_the_rules_log_to_it_for_ulogd2() -> None:
+    """And cut nothing: how much of a packet is written is not ours to say."""
     config = replace(make_config(sources=("file",), group=7), to_group=True)
-    assert log_statements(config) == ['log group 7 prefix "logknock: "']
-    assert log_statements(replace(config, wanted=Wanted(("",)))) == ["log group 7"]
+    assert log_statements(config) == ['log group 7 prefix "logknock: " return', 'log group 7 prefix "logknock: "']
+    assert log_statements(replace(config, wanted=Wanted(("",)))) == ["log group 7 return", "log group 7"]
 
 
 def log_statements(config: Config) -> list[str]:
     rules, _ = ruleset.render(config, SEED, ()).split("\n# From the configuration.\n")
-    return [line.strip() for line in rules.splitlines() if re.match(r"\s*log\b", line)]
+    return re.findall(r"^\t\t(?:.* )?(log (?:group|prefix|level) .*)$", rules, re.MULTILINE)
+
+
+@pytest.mark.parametrize(
+    ("ports", "icmp", "elements"),
+    [
+        pytest.param((), False, "", id="no SPA"),
+        pytest.param(((UDP, 62201, 62201),), False, "udp . 62201", id="one port"),
+        pytest.param(
+            ((UDP, 62201, 62201), (TCP, 80, 90)), True,
+            "icmp . 0-65535, tcp . 80-90, udp . 62201, ipv6-icmp . 0-65535", id="each kind",
+        ),
+        pytest.param(((UDP, 1, 65535),), False, "udp . 1-65535", id="all ports"),
+    ],
+)  # fmt: skip
+def test_spa_ports_are_intervals(ports: tuple[tuple[int, int, int], ...], icmp: bool, elements: str) -> None:
+    config = replace(make_config(), spa_ports=tuple(PortRange(*place) for place in ports), spa_icmp=icmp)
+    text = ruleset.render(config, SEED, ())
+    assert ruleset._add("spa", [elements] if elements else []) in text
+    assert ("add element inet logknock spa" in text) == bool(elements)
+    elsewhere = replace(config, firewall=Firewall(record=False))
+    assert "inet logknock spa {" not in ruleset.render(elsewhere, SEED, ()), "another firewall's log is read"
+
+
+def test_a_short_packet_to_an_spa_port_can_be_a_knock_or_touch_a_trap() -> None:
+    """Only what is long enough for an SPA packet is read as one: the traps do not depend on where those come."""
+    config = replace(make_config(), spa_ports=(PortRange(UDP, 1, 65535),))
+    assert ruleset.traps(config, SEED, ()) == ruleset.traps(make_config(), SEED, ())
 
 
 # The traps are golden too: an update that chose others would change every ruleset in use.

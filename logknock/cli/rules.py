@@ -313,7 +313,9 @@ def _render(config: Config) -> tuple[str, str]:
     traps = len(ruleset.traps(config, seed, listening, onetime))
     # Numbers only: the ports are the secret, and under systemd this goes to the journal.
     watched = len(config.watched | onetime) if config.firewall.record else 0
-    summary = f"loaded: {len(config.guarded)} guarded, {watched} knock ports, {traps} traps; {config.logged_to}"
+    ranges = len(config.spa_places)
+    spa = f", {ranges} range{'s' if ranges > 1 else ''} of SPA ports" if ranges else ""
+    summary = f"loaded: {len(config.guarded)} guarded, {watched} knock ports, {traps} traps{spa}; {config.logged_to}"
     return ruleset.render(config, seed, listening, onetime), summary
 
 

@@ -8,12 +8,12 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import replace
 from shlex import quote
 
-from ..config_values import Network
+from ..config_values import Network, PortRange
 from ..errors import FirewallError, LogknockError
 from ..firewall import iptables, marks
-from ..firewall.sets import GUARDED, WATCHED
+from ..firewall.sets import GUARDED, SPA, WATCHED
 from ..knock import Door, Service, SetName
-from ..packet import TCP, UDP, bare
+from ..packet import ICMP, ICMP6, TCP, UDP, bare
 from .case import Case
 from .finding import Finding, Level, counted, some
 from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, networks_of, services_of
@@ -33,6 +33,10 @@ _MOST_PORTS = 64  # in a command that is to be copied; where there are more, it 
 _KEPT = 0xFFFFFFFF  # a mask of the packet's mark: all of it
 
 _FAMILIES = {4: "ip", 6: "ip6"}  # whose chains see one version of IP alone
+
+_ICMP = {ICMP: "icmp", ICMP6: "icmpv6"}  # in nft's words
+
+_WHOLE = 1_600  # bytes of the longest SPA packet, with its headers
 
 # Before what comes at the usual priority, iptables' own chains too: those may drop what is to be seen.
 _EARLY = -10
@@ -116,6 +120,7 @@ def sets(case: Case) -> Iterator[Finding]:
     ):
         yield from _compare(case, check, name, wanted)
     yield from _traps(case)
+    yield from _spa(case)
     yield from _trusted(case)
 
 
@@ -146,6 +151,30 @@ def _traps(case: Case) -> Iterator[Finding]:
         yield Finding("set-traps", Level.WARNING, text, case.command("rules apply"))
     else:
         yield Finding("set-traps", Level.OK, counted(there, "port"))
+
+
+def _spa(case: Case) -> Iterator[Finding]:
+    config = case.config
+    missing = case.sets.lacks(SPA, sorted(config.spa_ends))
+    if missing:
+        text = f"set spa lacks {_each(missing)}: no SPA packet is read there; the configuration is newer than the rules"
+        yield Finding("set-spa", Level.ERROR, text, case.command("rules apply"))
+        return
+    older = {to for to in services_of(case.host.elements(SPA.name)) if not _is_within(to, config.spa_places)}
+    if older:
+        text = f"set spa still holds {_each(sorted(older))}; the configuration is newer than the rules"
+        yield Finding("set-spa", Level.WARNING, text, case.command("rules apply"))
+    elif config.spa_places:
+        yield Finding("set-spa", Level.OK, f"{counted(len(config.spa_places), 'range')} of ports")
+
+
+def _is_within(service: Service, places: Iterable[PortRange]) -> bool:
+    return any(proto == service.proto and first <= service.port <= last for proto, first, last in places)
+
+
+def _each(services: Iterable[Service]) -> str:
+    """The first few of these; ICMP is ICMP, over IPv4 and IPv6."""
+    return some(dict.fromkeys(map(str, services)))
 
 
 def _is_timed(element: object) -> bool:
@@ -251,6 +280,7 @@ def logs(case: Case) -> Iterator[Finding]:
     if "nflog" in config.sources:
         wanted = f"NFLOG group {config.group}"
         yield from _logs(case, wanted, lambda log: log.group == config.group, f"log group {config.group}")
+        yield from _spa_logs(case)
     if case.reads_text:
         prefixes = [bare(prefix) for prefix in config.wanted.prefixes]
         wanted = "the kernel's log with the prefix " + " or ".join(map(_quoted, prefixes))
@@ -283,11 +313,40 @@ def _logs(case: Case, wanted: str, fits: Callable[[Log], bool], statement: str) 
         yield Finding("log-limit", Level.WARNING, text, remedy)
 
 
+def _spa_logs(case: Case) -> Iterator[Finding]:
+    """Whether packets to where SPA is awaited come to the group, and whole."""
+    config = case.config
+    found = {to: [log for log in _logged(case, to) if log.group == config.group] for to in _mailed(case)}
+    statement = f"log group {config.group}"
+    if missed := [to for to, logs in found.items() if not logs]:
+        text = f"packets to {_each(missed)}, where SPA packets are to come, do not reach a rule with {statement}"
+        yield Finding("log-rule", Level.ERROR, text, _log_remedy(case, missed, statement))
+    elif cut := [to for to, logs in found.items() if all(0 < log.size < _WHOLE for log in logs)]:
+        where = ", ".join(dict.fromkeys(log.where for to in cut for log in found[to]))
+        text = f"packets to {_each(cut)}, where SPA packets are to come, are logged and cut (in {where})"
+        own = "have that rule log whole packets: no snaplen, no --nflog-size"
+        remedy = case.command("rules apply") if where.startswith(" ".join(_OURS)) else own
+        yield Finding("log-rule", Level.ERROR, text, remedy)
+
+
+def _mailed(case: Case) -> list[Service]:
+    """Where SPA packets come, of each range its ends, whichever rules are to log them there."""
+    ends = {Service(ports.proto, port) for ports in case.config.spa_ports for port in ports[1:]}
+    icmp = [Service(ICMP, 0), Service(ICMP6, 0)] if case.host.has_ipv6 else [Service(ICMP, 0)]
+    return [*sorted(ends - case.config.guarded), *(icmp if case.config.spa_icmp else ())]
+
+
 def _logged(case: Case, service: Service) -> list[Log]:
     """What may log a packet to the service."""
     listing = case.host.listing
-    found = (log for base in listing.bases for log in listing.fate(base, service).logs)
+    found = (log for base in _passed(listing, service) for log in listing.fate(base, service).logs)
     return [log for log in found if _records(case, log)]
+
+
+def _passed(listing: Listing, service: Service) -> Iterator[Chain]:
+    """The chains that packets to a service pass: ICMP is of one version of IP, and never in the other's tables."""
+    other = {ICMP: "ip6", ICMP6: "ip"}.get(service.proto)
+    return (base for base in listing.bases if base.family.removesuffix(LEGACY) != other)
 
 
 def _records(case: Case, log: Log) -> bool:
@@ -318,10 +377,13 @@ def _log_remedy(case: Case, services: list[Service], statement: str) -> str:
     if case.guards:
         return case.command("rules apply")
     chain, make = _entrance(case, "inet")
-    ports = ", ".join(dict.fromkeys(str(service.port) for service in services))
-    which = f"th dport {{ {ports} }}" if len(services) <= _MOST_PORTS else "ct state new"
-    rule = f"nft {quote(f'insert rule {chain} meta l4proto {{ tcp, udp }} {which} {statement}')}"
-    return f"{'; '.join([*make, rule])}  # or write into [log] what your rules do"
+    ported = [service for service in services if service.proto not in _ICMP]
+    ports = ", ".join(dict.fromkeys(str(service.port) for service in ported))
+    which = f"th dport {{ {ports} }}" if len(ported) <= _MOST_PORTS else "ct state new"
+    conditions = [f"meta l4proto {{ tcp, udp }} {which}"] if ported else []
+    conditions += [to for to in _ports(services) if "icmp" in to]
+    rules = [f"nft {quote(f'insert rule {chain} {condition} {statement}')}" for condition in conditions]
+    return f"{'; '.join([*make, *rules])}  # or write into [log] what your rules do"
 
 
 def _entrance(case: Case, family: str, table: str = "") -> tuple[str, list[str]]:
@@ -348,7 +410,7 @@ def before(case: Case) -> Iterator[Finding]:
     """Chains that come before what logs the knocks, and surely drop them: by port, or all that they do not accept."""
     listing = case.host.listing
     bases = listing.bases
-    knocked = case.tried
+    knocked = (*case.tried, *_mailed(case))
     logging = [
         base for base in bases if any(case.is_read(log) for to in knocked for log in listing.fate(base, to).logs)
     ]
@@ -359,10 +421,11 @@ def before(case: Case) -> Iterator[Finding]:
     for base in bases:
         if base.place >= first:
             continue
-        dropped = [service for service in knocked if listing.fate(base, service).verdicts == {"drop"}]
+        seen = (service for service in knocked if base in _passed(listing, service))
+        dropped = [service for service in seen if listing.fate(base, service).verdicts == {"drop"}]
         if dropped:
             clean = False
-            text = f"{_placed(base)} drops {some(dropped)} before the knock is logged"
+            text = f"{_placed(base)} drops {_each(dropped)} before the knock is logged"
             yield Finding("dropped-before", Level.ERROR, text, _open_up(base, dropped))
     if clean:
         yield Finding("dropped-before", Level.OK, "no earlier chain surely drops what is knocked on")
@@ -437,12 +500,14 @@ def _held(case: Case, name: SetName, services: list[Service]) -> Iterator[str]:
         yield from (f"{saddr} @{name.name} {ports}" for ports in _ports(services))
 
 
-def _ports(services: Iterable[Service]) -> Iterator[str]:
+def _ports(services: Collection[Service]) -> Iterator[str]:
     """These services in nft's words, a condition for each protocol, as a shell takes it."""
     for proto, name in ((TCP, "tcp"), (UDP, "udp")):
         ports = [str(service.port) for service in services if service.proto == proto]
         if ports:
             yield f"{name} dport {ports[0]}" if len(ports) == 1 else f"{name} dport '{{ {', '.join(ports)} }}'"
+    protos = {service.proto for service in services}
+    yield from (f"{name} type echo-request" for proto, name in _ICMP.items() if proto in protos)
 
 
 def _placed(base: Chain) -> str:
@@ -454,9 +519,14 @@ def _open_up(base: Chain, services: list[Service]) -> str:
     if not base.program:
         return "; ".join(f"nft insert rule {base} {ports} accept" for ports in _ports(services))
     rule = f"{base.program} -t {base.table} -I {base.name}"
-    return "; ".join(
-        f"{rule} -p {'tcp' if service.proto == TCP else 'udp'} --dport {service.port} -j ACCEPT" for service in services
-    )
+    return "; ".join(f"{rule} {_asked(service)} -j ACCEPT" for service in services)
+
+
+def _asked(service: Service) -> str:
+    """A packet to the service, in iptables' words."""
+    if service.proto in _ICMP:
+        return f"-p {'icmp' if service.proto == ICMP else 'ipv6-icmp'} --{_ICMP[service.proto]}-type echo-request"
+    return f"-p {'tcp' if service.proto == TCP else 'udp'} --dport {service.port}"
 
 
 # ---- the mark

@@ -16,7 +16,13 @@ from typing import Any, NamedTuple
 
 from ..config_values import Network
 from ..knock import Service, SetName
-from ..packet import PROTOCOLS
+from ..packet import ICMP, ICMP6, PROTOCOLS
+
+# What nft and iptables call them, too.
+_PROTOCOLS = PROTOCOLS | {"icmp": ICMP, "ipv6-icmp": ICMP6, "icmpv6": ICMP6}
+
+# An echo request, which is the one kind of ICMP that anything here is about: by protocol, its type's names and number.
+_ECHO = {ICMP: {"echo-request", "ping", "8", 8}, ICMP6: {"echo-request", "ping", "128", 128}}
 
 # Where a packet to this host passes, in order; what is routed on or sent is not looked at.
 HOOKS = ("ingress", "prerouting", "input")
@@ -42,12 +48,16 @@ _BUILT_IN = {
 
 
 class Log(NamedTuple):
-    """What a rule logs with: an NFLOG group, or None for the kernel log; limit: what bounds it ("3/minute"), if so."""
+    """What a rule logs with: an NFLOG group, or None for the kernel log; limit: what bounds it ("3/minute"), if so.
+
+    size: the most of each packet that is handed over, in bytes; 0: all that is asked for.
+    """
 
     where: str
     group: int | None
     prefix: str
     limit: str = ""
+    size: int = 0
 
 
 class Match(Enum):
@@ -340,8 +350,14 @@ def _limit(shown: Any) -> str:
 
 
 def _log(where: str, shown: dict[str, Any], limit: str) -> Log:
-    group, prefix = shown.get("group"), shown.get("prefix", "")
-    return Log(where, group if isinstance(group, int) else None, str(prefix), limit)
+    group, prefix, size = shown.get("group"), shown.get("prefix", ""), shown.get("snaplen", 0)
+    return Log(
+        where,
+        group if isinstance(group, int) else None,
+        str(prefix),
+        limit,
+        size if isinstance(size, int) else 0,
+    )
 
 
 def _nft_match(rule: Rule, match: dict[str, Any]) -> Rule:
@@ -354,6 +370,8 @@ def _nft_match(rule: Rule, match: dict[str, Any]) -> Rule:
         known = _with_dport(rule, left, values)
     elif plain and what == "l4proto":
         known = _with_protocols(rule, values)
+    elif plain and what == "icmp":
+        known = _with_icmp_types(rule, left, values)
     elif plain and what == "state":
         known = _with_states(rule, values)
     elif plain and what == "input" and values == ["lo"]:
@@ -378,10 +396,18 @@ def _with_protocols(rule: Rule, values: list[Any]) -> Rule | None:
 
 
 def _number_of(value: Any) -> int | None:
-    """A protocol's number, -1 for a name that is neither TCP's nor UDP's; None for what is neither name nor number."""
+    """A protocol's number, -1 for a name that is none of ours; None for what is neither name nor number."""
     if isinstance(value, str) and not value.startswith("@"):
-        return PROTOCOLS.get(value, -1)
+        return _PROTOCOLS.get(value, -1)
     return value if isinstance(value, int) else None
+
+
+def _with_icmp_types(rule: Rule, left: Any, values: list[Any]) -> Rule | None:
+    """None where a value is not known."""
+    if not all(isinstance(value, (str, int)) and not str(value).startswith("@") for value in values):
+        return None
+    proto = _PROTOCOLS[left["payload"]["protocol"]]
+    return rule._replace(protocols=frozenset((proto,)), never=_ECHO[proto].isdisjoint(values))
 
 
 _WHOLE_MARK = 0xFFFFFFFF
@@ -412,6 +438,8 @@ def _left(left: Any) -> str:
     match left:
         case {"payload": {"field": "dport"}}:
             return "dport"
+        case {"payload": {"protocol": "icmp" | "icmpv6", "field": "type"}}:
+            return "icmp"
         case {"meta": {"key": "l4proto"}}:
             return "l4proto"
         case {"ct": {"key": "state"}}:
@@ -499,7 +527,7 @@ def services_of(elements: Iterable[Any]) -> Iterator[Service]:
 
 
 def _proto(shown: object) -> int:
-    return PROTOCOLS.get(str(shown), shown if isinstance(shown, int) else 0)
+    return _PROTOCOLS.get(str(shown), shown if isinstance(shown, int) else 0)
 
 
 def networks_of(elements: Iterable[Any]) -> Iterator[Network]:
@@ -599,8 +627,11 @@ def _save_match(rule: Rule, word: str, value: str) -> Rule:
     if word in ("-p", "--protocol"):
         if value in ("all", "0"):
             return rule
-        number = PROTOCOLS.get(value, _number(value))
+        number = _PROTOCOLS.get(value, _number(value))
         return rule._replace(protocols=frozenset((number,)))
+    if word in ("--icmp-type", "--icmpv6-type"):
+        echoes = _ECHO[ICMP if word == "--icmp-type" else ICMP6]
+        return rule if value == "any" or value in echoes else rule._replace(never=True)
     if word in ("--dport", "--dports", "--destination-port"):
         ports = tuple(_save_ports(value))
         return rule._replace(ports=ports) if ports else rule._replace(unknown=True)
@@ -631,7 +662,8 @@ def _save_target(rule: Rule, word: str, value: str, options: dict[str, str], whe
     if value == "NFLOG":
         group = options.get("--nflog-group", "0")
         prefix = options.get("--nflog-prefix", "")
-        return rule._replace(log=Log(where, _number(group), prefix))
+        size = _number(options.get("--nflog-size", "0"))  # --nflog-range cuts nothing: iptables-extensions(8)
+        return rule._replace(log=Log(where, _number(group), prefix, size=size))
     if value in _TARGETS:
         return rule._replace(verdict=_TARGETS[value], translates=value in ("DNAT", "REDIRECT"))
     if value in _GO_ON:

@@ -13,7 +13,7 @@ import re
 import struct
 import tempfile
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack, suppress
 from hashlib import shake_256
 from ipaddress import ip_address
@@ -21,12 +21,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 from .. import netlink, trial
-from ..config import Config
+from ..config import Config, PortRange
 from ..errors import NO_PERMISSION, UNAVAILABLE, UNSEEN_PACKAGES, FirewallError, LogknockError
 from ..knock import Service
 from ..onetime_files import OnetimeError, knocked_in, named_twice
 from ..ownership import give_to_owner, take_in
-from ..packet import PROTOCOL_NAMES, TCP, UDP, address_text
+from ..packet import ICMP, ICMP6, PROTOCOL_NAMES, TCP, UDP, address_text
 from ..trial import Outcome, Trial
 from .intent import Intent
 
@@ -34,7 +34,7 @@ TABLE = "inet logknock"
 
 # What apply fills, and an undo puts back. The other sets are the kernel's and the daemon's: grants among them run on
 # through a load and its undoing, so that none is lost and none comes back after its end (T33).
-CONFIGURED = ("trusted4", "trusted6", "guarded", "watched", "traps")
+CONFIGURED = ("trusted4", "trusted6", "guarded", "watched", "traps", "spa")
 
 # Of these the ones in which an element may have a timeout: the address of the session that tries rules out. It is no
 # part of the configuration, and nothing that an undo brings back.
@@ -51,6 +51,8 @@ _GETGEN = 10 << 8 | 16  # NFNL_SUBSYS_NFTABLES, NFT_MSG_GETGEN: the smallest que
 SEED_BYTES = 32  # nobody guesses 256 bits
 _LAST_PORT = 65_535
 _ELEMENTS_PER_LINE = 8  # fits a terminal
+
+_PROTOCOLS = PROTOCOL_NAMES | {ICMP: "icmp", ICMP6: "ipv6-icmp"}  # as nft has them
 
 
 # ---- the text
@@ -69,7 +71,10 @@ def render(
         for statement in ("meta mark & {:#x} != 0 meta mark set meta mark ^ {:#x}", "meta mark set meta mark | {:#x}"):
             text = _put(text, statement.format(_MARK, _MARK), statement.format(mark, mark))
     rate, burst = config.firewall.rate, config.firewall.burst
-    text = _put(text, "log group 5", _log_statement(config))
+    whole = _log_statement(config)
+    text = _put(text, "log group 5 return", f"{whole} return")
+    # For ulogd2 it is as it was: what that writes of a packet is somebody else's choice.
+    text = _put(text, "log group 5 snaplen 128", f"{whole} snaplen 128" if "nflog" in config.sources else whole)
     for family in ("ip", "ip6"):
         default = f"{family} saddr limit rate over 20/second burst 40 packets"
         text = _put(text, default, f"{family} saddr limit rate over {rate}/second burst {burst} packets")
@@ -82,6 +87,7 @@ def render(
             _add("guarded", _elements(config.guarded)),
             _add("watched", _elements(config.watched.union(onetime if config.firewall.record else ()))),
             _add("traps", _elements(traps(config, seed, listening, onetime))),
+            _add("spa", _ranges(sorted(config.spa_places))),
         )
     )
 
@@ -156,6 +162,10 @@ def _put(text: str, default: str, value: str) -> str:
 
 def _elements(services: Collection[Service]) -> list[str]:
     return [f"{PROTOCOL_NAMES[service.proto]} . {service.port}" for service in sorted(services)]
+
+
+def _ranges(places: Iterable[PortRange]) -> list[str]:
+    return [f"{_PROTOCOLS[proto]} . {first}" + (f"-{last}" if last > first else "") for proto, first, last in places]
 
 
 def _add(name: str, elements: list[str]) -> str:
@@ -273,6 +283,7 @@ def load(text: str) -> None:
 
 _GUARD = re.compile(r"^\tchain guard \{\n\t\ttype filter hook prerouting priority mangle;", re.MULTILINE)
 _PARTS = re.compile(r"^\t((?:set|map|chain|counter|quota|limit|flowtable|ct \w+) \w+) \{", re.MULTILINE)
+_LATER = {"set spa"}  # what the tables of earlier versions lack
 
 
 def _check_ours() -> None:
@@ -285,7 +296,8 @@ def _check_ours() -> None:
     parts = _PARTS.findall(there)
     reasons = [f"{part} is none of ours" for part in parts if part not in known]
     # One or two of the names may be anybody's. Where somebody has deleted our chain guard, all of the sets are there.
-    lost_guard = "chain guard" not in parts and {part for part in known if part.startswith("set ")} <= set(parts)
+    ours = {part for part in known - _LATER if part.startswith("set ")}
+    lost_guard = "chain guard" not in parts and ours <= set(parts)
     if parts and not (_GUARD.search(there) or lost_guard):
         reasons.append("it has no chain guard at prerouting, priority mangle")
     if reasons:
@@ -631,7 +643,7 @@ def _undo(before: str, intent: Intent, beside: Beside | None) -> Outcome:
     try:
         there = loaded()
         if there:
-            _nft(before + _newer_chains(before))
+            _nft(before + _newer_parts(before))
         outcome = Outcome.UNDONE if there else Outcome.REMOVED  # on purpose: nothing of ours comes back
     except LogknockError:
         outcome = Outcome.UNDO_FAILED
@@ -652,10 +664,13 @@ def _is_undone(beside: Beside) -> bool:
             return True
 
 
-def _newer_chains(before: str) -> str:
-    """What deletes the chains that the load brought, the other rules file's perhaps, once their rules are gone."""
+def _newer_parts(before: str) -> str:
+    """What deletes the chains and sets that the load brought, once their rules are gone.
+
+    They are another rules file's perhaps, or a later version's.
+    """
     if before.startswith("delete "):
         return ""
-    chains = re.compile(r"^\tchain (\w+) \{", re.MULTILINE)
-    newer = set(chains.findall(_nft(f"list table {TABLE}", terse=True))) - set(chains.findall(before))
-    return "".join(f"delete chain {TABLE} {name}\n" for name in sorted(newer))
+    parts = re.compile(r"^\t((?:chain|set) \w+) \{", re.MULTILINE)
+    newer = set(parts.findall(_nft(f"list table {TABLE}", terse=True))) - set(parts.findall(before))
+    return "".join(f"delete {kind} {TABLE} {name}\n" for kind, name in map(str.split, sorted(newer)))

@@ -25,6 +25,7 @@ FAMILIES = {"inet": 1, "ip": 2, "ip6": 10}
 GRANTED = {4: SetName("inet", "logknock", "granted4"), 16: SetName("inet", "logknock", "granted6")}
 GUARDED = SetName("inet", "logknock", "guarded")
 WATCHED = SetName("inet", "logknock", "watched")
+SPA = SetName("inet", "logknock", "spa")
 _BANNED = {4: SetName("inet", "logknock", "banned4"), 16: SetName("inet", "logknock", "banned6")}
 _NOISY = {4: SetName("inet", "logknock", "noisy4"), 16: SetName("inet", "logknock", "noisy6")}
 _PREFIX_BYTES = 8  # of IPv6, by which sources are banned
@@ -52,7 +53,7 @@ _SERVICES = _PROTO << 6 | _SERVICE
 _OURS = {
     **dict.fromkeys(("trusted4", "banned4", "rate4", "noisy4"), _IPV4),
     **dict.fromkeys(("trusted6", "banned6", "rate6", "noisy6"), _IPV6),
-    **dict.fromkeys(("guarded", "watched", "traps"), _SERVICES),
+    **dict.fromkeys(("guarded", "watched", "traps", "spa"), _SERVICES),
     "granted4": _IPV4 << _WITH_SERVICE | _SERVICES,
     "granted6": _IPV6 << _WITH_SERVICE | _SERVICES,
 }

@@ -25,7 +25,7 @@ OURS = "inet logknock"
 
 # Sets of our table that only `logknock rules` fills.
 CONFIGURED = frozenset(
-    SetName("inet", "logknock", name) for name in ("trusted4", "trusted6", "guarded", "watched", "traps")
+    SetName("inet", "logknock", name) for name in ("trusted4", "trusted6", "guarded", "watched", "traps", "spa")
 )
 
 _GROUP = 7  # NFNLGRP_NFTABLES

@@ -122,7 +122,8 @@ def test_a_second_apply_is_the_new_configuration_and_keeps_what_runs(world: Worl
     assert elements(gateway, "guarded") == ["tcp . 443"]
     assert elements(gateway, "watched") == ["tcp . 7000", "tcp . 7001", "tcp . 7002"]
     assert elements(gateway, "traps") == []
-    assert re.findall(r"^\t\tlog .*", table(gateway), re.MULTILINE) == ["\t\tlog group 7"]
+    logs = re.findall(r"^\t\t(?:.* )?(log .*)", table(gateway), re.MULTILINE)
+    assert logs == ["log group 7 return", "log group 7 snaplen 128"]
 
 
 def test_the_same_configuration_again_changes_nothing(world: World) -> None:
@@ -475,10 +476,13 @@ def test_the_difference_is_what_somebody_changed_by_hand_and_what_is_configured_
     )
     world.configure(SSH + '[firewall]\ntrusted = ["192.0.2.0/25", "fd00::/8"]\ntraps = 0\n[log]\ngroup = 7\n')
     shown = diff(world, 1)
+    long = "meta length >= 168 meta l4proto . th dport @spa meta l4proto . th dport != @guarded"
     assert changed(shown) == [
         "-\t\ttcp dport 99 counter packets 0 bytes 0 accept",
-        "-\t\tlog group 5",
-        "+\t\tlog group 7",
+        f"-\t\t{long} log group 5 return",
+        "-\t\tlog group 5 snaplen 128",
+        f"+\t\t{long} log group 7 return",
+        "+\t\tlog group 7 snaplen 128",
         "-\t\telement tcp . 1000-1009",
         "-\t\telement 192.0.2.0/24",
         "+\t\telement 192.0.2.0/25",
@@ -486,13 +490,14 @@ def test_the_difference_is_what_somebody_changed_by_hand_and_what_is_configured_
     assert "@@ chain guard\n" in shown
     found = json.loads(diff(world, 1, "--json"))
     assert (found["differs"], found["loaded"]) == (True, True)
-    assert changed("\n".join(found["rules"])) == changed(shown)[:3]
+    assert changed("\n".join(found["rules"])) == changed(shown)[:5]
     assert found["elements"] == {
         "trusted4": {"added": ["192.0.2.0/25"], "removed": ["192.0.2.0/24"]},
         "trusted6": {"added": [], "removed": []},
         "guarded": {"added": [], "removed": ["tcp . 1000-1009"]},
         "watched": {"added": [], "removed": []},
         "traps": {"added": [], "removed": []},
+        "spa": {"added": [], "removed": []},
     }
     world.apply()
     assert diff(world, 0) == ""
