@@ -5,6 +5,9 @@ Rule 3: a packet costs the same whatever the number of doors, knockers and attem
 
 The doors' sequences form a tree (a `Step` for each beginning that some of them share), so that one attempt stands
 for all sequences that its knocks have begun. What a packet does to an attempt is decided in `_advance` alone.
+
+Sequences that clients derive from a secret and the time stand in the same tree, a few thousand of them for half a
+minute each. What of them nobody knocks on stays folded: a list where the second knock's step would be.
 """
 
 from collections.abc import Iterable, Iterator
@@ -12,9 +15,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 from itertools import islice
 from struct import Struct
-from typing import NamedTuple, Self
+from typing import Literal, NamedTuple, Self
 
-from .packet import ACK, FIN, PROTOCOL_NAMES, PROTOCOLS, PSH, RST, SYN, TCP, URG, Packet
+from .packet import ACK, FIN, ICMP, ICMP6, PROTOCOL_NAMES, PROTOCOLS, PSH, RST, SYN, TCP, URG, Packet
 
 # Sources with attempts. A spoofed first knock costs one of these and about 400 bytes; at 150,000 such knocks a second
 # an honest knocker still has 0.4 s from the first knock to the second, after which a flood of first knocks cannot
@@ -32,19 +35,31 @@ MAX_SEQUENCE = 32
 # deleted ones, which costs a quarter of a millisecond for a full crowd, whatever the number.
 _SWEEP = 1024
 
+# Wrong tries of one source at the doors that derive their sequences, and at those whose codes are digits: in how long a
+# time, in seconds, how many are free, and how many of all sources together. After them nobody is locked out, but
+# needs the sequences of two steps, since a forged source could use up anybody's tries. Five minutes are the longest
+# step; ten of 2^39 (a default door's) are nothing. A code has a million possibilities, three of which open at a time:
+# three guesses an hour and source, and thirty in all, are one chance in 10,000 an hour.
+TOTP_SPAN, TOTP_TRIES = 300.0, 10
+CODE_SPAN, CODE_TRIES, CODE_TRIES_IN_ALL = 3_600.0, 3, 30
+
+# Sources (of IPv6: /64s) whose wrong tries are counted, for each of the two; 2 MB. Once there are as many, nobody has
+# any free.
+MAX_TRIED = 16_384
+
 # Packets of one knocker that two receive queues took in can carry times a little out of order. More than that is
 # a clock that stepped.
 CLOCK_SLACK = 0.01
 
 
 class Service(NamedTuple):
-    """A protocol and a port, written `22/tcp`."""
+    """A protocol and a port, written `22/tcp`; `icmp` is what an SPA packet in an echo request was sent to."""
 
     proto: int
     port: int
 
     def __str__(self) -> str:
-        return f"{self.port}/{PROTOCOL_NAMES[self.proto]}"
+        return "icmp" if self.proto in (ICMP, ICMP6) else f"{self.port}/{PROTOCOL_NAMES[self.proto]}"
 
     @classmethod
     def parse(cls, text: str) -> Self:
@@ -114,6 +129,26 @@ class Code(NamedTuple):
     sequence: Sequence
 
 
+class Derived(NamedTuple):
+    """A sequence that a client of the door derives from its secret for a step of time.
+
+    step: when the step begins, in seconds since the epoch: so what is used stays used where steps get another length.
+    begins, ends: between which it is accepted, the second left out; the step with its skew.
+    """
+
+    door: str
+    client: str
+    step: int
+    sequence: Sequence
+    begins: float
+    ends: float
+
+
+# What stands in for a door's sequence: sequences that its clients derive from a secret and the time, the codes of an
+# authenticator as ports, or single packets (SPA). Empty: it has a sequence, or files of one-time sequences.
+Proof = Literal["", "totp", "code", "spa"]
+
+
 @dataclass(frozen=True, slots=True)
 class Door:
     """What a sequence opens. Durations are in seconds, addresses packed; what is empty is not there."""
@@ -128,6 +163,7 @@ class Door:
     timeout: float = 30.0
     guard: bool = True
     onetime: tuple[str, ...] = ()
+    proof: Proof = ""
     target: frozenset[bytes] = frozenset()
     cooldown: float = 0.0
     allow_file: str = ""
@@ -161,6 +197,9 @@ class Reason(StrEnum):
     EVICTED = "too many attempts"
     SPENT = "one-time sequence used up"
     COOLDOWN = "too soon after the last time"
+    REPLAYED = "sequence of a step that is used up"
+    OUTSIDE = "sequence of another time"
+    WARY = "right, but after so many wrong tries the next step's sequence is asked for too"
 
 
 class Advanced(NamedTuple):
@@ -232,13 +271,15 @@ class Ignored(NamedTuple):
 
 
 class Spent(NamedTuple):
-    """A one-time sequence is complete and will not be accepted again; what it opens and closes comes after this.
+    """A one-time or derived sequence is complete and will not be accepted again; what it does comes after this.
 
-    Whoever opens doors has to put it on record first, and nothing may open if that fails (T18, T20).
+    Whoever opens doors has to put it on record first, and nothing may open if that fails (T18, T20). Of derived ones
+    there are several in a row where they happen to be the same sequence: all are used up, and one Granted follows. A
+    Failed (COOLDOWN, WARY) instead of it changes nothing: what was said aloud is to be on record all the same.
     """
 
     packet: Packet
-    code: Code
+    code: Code | Derived
 
 
 class Granted(NamedTuple):
@@ -267,6 +308,19 @@ class _Terms(NamedTuple):
     target: frozenset[bytes]
 
 
+class Alike(NamedTuple):
+    """Derived sequences of a door that happen to be the same (nearly always it is one): one use uses all of them up."""
+
+    derived: tuple[Derived, ...]
+
+
+End = Code | Alike | None  # of a sequence: None of a door's own
+_Tree = dict[str, Door]
+
+# Where a guess at a code door may begin there is always something that could follow, if only this, which no packet is.
+_NEVER = Service(0, 0)
+
+
 class Step:
     """A beginning that one or more sequences share: what has been knocked, and what may follow."""
 
@@ -278,34 +332,75 @@ class Step:
         "completes",
         "doors",
         "path",
+        "proofs",
         "stage",
         "terms",
         "then",
         "tree",
     )
 
-    def __init__(self, tree: object, path: Sequence, terms: _Terms) -> None:
+    def __init__(self, tree: "_Tree", path: Sequence, terms: _Terms) -> None:
         self.tree = tree  # the same object for all steps of one set of doors
         self.path = path
         self.stage = len(path)
         self.terms = terms
         (self._mask, self._value), _, self._target = terms  # at hand: two look-ups less for each first knock
         self.doors: tuple[str, ...] = ()
-        self.completes: tuple[tuple[Door, Code | None], ...] = ()
-        self.then: dict[Service, Step] = {}
+        self.proofs: tuple[Proof, ...] = ()  # of those doors: where a wrong knock after this one is a wrong try
+        self.completes: tuple[tuple[Door, End], ...] = ()
+        self.then: dict[Service, Step | list[Derived]] = {}
         self._shared: dict[str, int] = {}  # how many sequences of each door go through here
 
     def join(self, door: str) -> None:
         """One more sequence of this door goes through here."""
         self._shared[door] = self._shared.get(door, 0) + 1
-        self.doors = tuple(self._shared)
+        if self._shared[door] == 1:
+            self.doors += (door,)
+            proof = self.tree[door].proof
+            if proof and proof not in self.proofs:
+                self.proofs += (proof,)
 
     def leave(self, door: str) -> None:
         """One sequence less."""
         self._shared[door] -= 1
         if not self._shared[door]:
             del self._shared[door]
-        self.doors = tuple(self._shared)
+            self.doors = tuple(self._shared)
+            left = {self.tree[door].proof for door in self.doors}
+            self.proofs = tuple(proof for proof in self.proofs if proof in left)
+
+    def follow(self, service: Service) -> "Step | None":
+        """The step that this knock leads to; None: no sequence goes on like that."""
+        following = self.then.get(service)
+        if not isinstance(following, list):
+            return following
+        step = self.grow(service)
+        for derived in following:
+            step.fold(derived)
+        return step
+
+    def grow(self, service: Service) -> "Step":
+        """A new step, that this knock leads to."""
+        step = self.then[service] = Step(self.tree, (*self.path, service), self.terms)
+        return step
+
+    def fold(self, derived: Derived) -> None:
+        """One more derived sequence goes through here, or ends here; what comes after this stays folded if it is."""
+        self.join(derived.door)
+        if len(derived.sequence) == self.stage:
+            door = self.tree[derived.door]
+            same = next((end for other, end in self.completes if other is door and isinstance(end, Alike)), Alike(()))
+            others = tuple(pair for pair in self.completes if pair[1] is not same)
+            self.completes = (*others, (door, Alike((*same.derived, derived))))
+            return
+        service = derived.sequence[self.stage]
+        following = self.then.get(service)
+        if following is None:
+            self.then[service] = [derived]
+        elif isinstance(following, list):
+            following.append(derived)
+        else:
+            following.fold(derived)
 
     def passes_over(self, packet: Packet) -> Why | None:
         """Why the doors do not look at such a packet at all (it is neither a knock nor a wrong one); None: they do."""
@@ -374,7 +469,7 @@ def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> A
     if why is not None:
         return why
     service = Service(packet.proto, packet.dport)
-    following = step.then.get(service)
+    following = step.follow(service)
     if following is not None:
         return Attempt(following, attempt.first, packet.time, attempt.flows + flow)
     return Why.GUARDED if service in guarded else Reason.WRONG
@@ -421,9 +516,15 @@ class Matcher:
         self._prefixes: dict[bytes, bytes | _Crowd] = {}
         self._doors: dict[str, Door] = {}
         self._codes: dict[tuple[str, str], Code] = {}  # the one that counts now, by door and file
-        self._planted: dict[tuple[Sequence, _Terms], Step] = {}
+        self._derived: dict[tuple[str, str, int], Derived] = {}  # those that are planted, by door, client and step
+        self._beginnings: dict[str, tuple[Service, ...]] = {}  # by door
+        self._last: dict[tuple[str, str], int] = {}  # the highest step used, by door and client
+        self._held: dict[tuple[str, str], _Held] = {}  # half of what is asked for after wrong tries, by door and client
+        self._tries = {
+            "totp": _Tries(TOTP_SPAN, TOTP_TRIES, None),
+            "code": _Tries(CODE_SPAN, CODE_TRIES, CODE_TRIES_IN_ALL),
+        }
         self._firsts: dict[int, dict[int, tuple[Step, ...]]] = {}  # by protocol and port
-        self._steps: dict[Sequence, tuple[Step, ...]] = {}
         self._guarded: frozenset[Service] = frozenset()
         self._cooling: dict[tuple[str, bytes], float] = {}  # until when; no more of them than knockers
         self.set_doors(doors)
@@ -440,8 +541,8 @@ class Matcher:
     def set_doors(self, doors: Iterable[Door]) -> None:
         """Go on with these doors. An attempt goes on too wherever its knocks still begin some sequence."""
         self._doors = {door.name: door for door in doors}
-        self._tree = object()
-        self._planted, self._steps = {}, {}
+        self._tree = self._doors
+        self._terms_of = {door.name: _terms(door) for door in self._doors.values()}
         self._firsts = {proto: {} for proto in PROTOCOL_NAMES}
         for door in self._doors.values():
             if door.sequence:
@@ -450,16 +551,54 @@ class Matcher:
         self._codes = {}
         for code in kept:
             self.set_code(code.door, code.file, code.sequence)
+        self._replant()
         self._guarded = frozenset(service for door in self._doors.values() if door.guard for service in door.opens)
 
     def set_code(self, door: str, file: str, sequence: Sequence | None) -> None:
         """From here on this is the one sequence out of the file that the door accepts; None: it accepts none."""
         old = self._codes.pop((door, file), None)
         if old is not None:
-            self._uproot(self._doors[door], old)
+            self._uproot(door, old.sequence, old)
         if sequence and file in self._files(door):
             code = self._codes[door, file] = Code(door, file, sequence)
             self._plant(self._doors[door], sequence, code)
+
+    def plant(self, derived: Derived) -> None:
+        """A sequence that a client of the door may knock, and is known for what it is from now on.
+
+        It opens only within its time, and only if the client has used none of this step or of a later one. After its
+        use it may stay: who knocks it then is refused as the replay that it is (T18). A door that is not there, or
+        derives nothing, gets none.
+        """
+        key = (derived.door, derived.client, derived.step)
+        if self._derives(derived.door) and key not in self._derived:
+            self._derived[key] = derived
+            self._rooted(derived.door, derived.sequence[0]).fold(derived)
+
+    def uproot(self, derived: Derived) -> None:
+        """Forget such a sequence: its time is over, or its client is gone. Who is on the way to it opens nothing."""
+        if self._derived.pop((derived.door, derived.client, derived.step), None) is not None:
+            self._uproot(derived.door, derived.sequence, derived)
+
+    def set_beginnings(self, door: str, services: tuple[Service, ...]) -> None:
+        """Each of these begins an attempt at a code door, whether a code begins like that or not.
+
+        So a guess that is wrong from its first knock on is a wrong try too.
+        """
+        if services == self._beginnings.get(door, ()):
+            return
+        for service in self._beginnings.pop(door, ()):
+            self._close_beginning(door, service)
+        if services and self._derives(door):
+            self._beginnings[door] = services
+            for service in services:
+                step = self._rooted(door, service)
+                step.join(door)
+                step.then.setdefault(_NEVER, [])
+
+    def set_last(self, door: str, client: str, step: int) -> None:
+        """The client's sequences of this step and of all before it are used up (T18), whatever is used up already."""
+        self._last[door, client] = max(step, self._last.get((door, client), step))
 
     def spare(self, door: str, src: bytes) -> None:
         """What the source was granted could not be opened: it may try again at once, whatever the door's cooldown."""
@@ -539,7 +678,8 @@ class Matcher:
     def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool]:
         """The source's attempts after the packet, and whether it was but a resend of a knock of one of them."""
         kept: list[Attempt] = []
-        resend = False
+        tried: set[Proof] = set()
+        resend = was_right = False
         for before in attempts:
             attempt = self._renewed(before)
             if attempt is None:
@@ -550,10 +690,15 @@ class Matcher:
                 events.append(Ignored(packet, attempt.step.doors, attempt.step.stage, after))
                 kept.append(attempt)
             elif isinstance(after, Reason):
+                if after is Reason.WRONG and attempt.step.proofs:
+                    tried.update(attempt.step.proofs)
                 _report_end(packet.src, attempt, after, packet, events)
             else:
                 self._reach(after.step, packet, events)
                 kept.append(after)
+                was_right = True
+        for proof in tried if not was_right else ():  # clients share their ports: one's knock begins others' sequences
+            self._tries[proof].count(packet)
         if len(kept) > MAX_SEQUENCE:  # those that are done, of who knocks again and again: the oldest give way
             del kept[: len(kept) - MAX_SEQUENCE]
         return tuple(kept), resend
@@ -564,22 +709,72 @@ class Matcher:
         for door, code in step.completes:
             events.extend(self._complete(door, code, packet))
 
-    def _complete(self, door: Door, code: Code | None, packet: Packet) -> Iterator[Event]:
+    def _complete(self, door: Door, code: End, packet: Packet) -> Iterator[Event]:
         """What the last knock of a sequence does."""
-        if code is not None:
+        if isinstance(code, Alike):
+            events = self._use(door, code, packet)
+            yield from events
+            if isinstance(events[-1], Failed):
+                return
+        elif code is not None:
             if self._codes.get((door.name, code.file)) != code:  # used, or taken back, since this attempt began (T18)
                 yield Failed(packet.src, (door.name,), len(code.sequence), Reason.SPENT, packet)
                 return
             self.set_code(door.name, code.file, None)
             yield Spent(packet, code)
         if door.cooldown and not self._cool(door, packet):
-            stage = len(code.sequence if code else door.sequence)
-            yield Failed(packet.src, (door.name,), stage, Reason.COOLDOWN, packet)
+            yield Failed(packet.src, (door.name,), _length(door, code), Reason.COOLDOWN, packet)
             return
         if door.grants:
             yield Granted(packet, Grant(door.name, packet.src, packet.time + door.timeout))
         for closed in door.closes:
             yield Revoked(packet, closed, door.name)
+
+    def _use(self, door: Door, alike: Alike, packet: Packet) -> list[Event]:
+        """Use derived sequences up: Spent for each, or a Failed; and after those for a source that needs two steps."""
+        why = [self._why_not(derived, packet.time) for derived in alike.derived]
+        fresh = [derived for derived, reason in zip(alike.derived, why, strict=True) if reason is None]
+        stage = len(alike.derived[0].sequence)
+        if not fresh:
+            reason = Reason.REPLAYED if Reason.REPLAYED in why else next(filter(None, why))
+            return [Failed(packet.src, (door.name,), stage, reason, packet)]
+        fresh.sort(key=_by_step)  # a client's own: the store takes no earlier step after a later one
+        events: list[Event] = []
+        for derived in fresh:
+            self.set_last(door.name, derived.client, derived.step)
+            events.append(Spent(packet, derived))
+        proven = [self._has_proven(door, derived, packet) for derived in fresh]
+        if not any(proven):
+            events.append(Failed(packet.src, (door.name,), stage, Reason.WARY, packet))
+        return events
+
+    def _why_not(self, derived: Derived, time: float) -> Reason | None:
+        """Why a derived sequence that is complete opens nothing; None: it does."""
+        door, client, step = key = derived[:3]
+        if step <= self._last.get((door, client), -1):
+            return Reason.REPLAYED
+        if not derived.begins <= time < derived.ends:
+            return Reason.OUTSIDE
+        return None if self._derived.get(key) == derived else Reason.SPENT
+
+    def _has_proven(self, door: Door, derived: Derived, packet: Packet) -> bool:
+        """Whether nobody guessed the sequence: the source has few wrong tries, or knocked an earlier step's before."""
+        tries, key = self._tries[door.proof], (door.name, derived.client)
+        held = self._held.pop(key, None)
+        if not tries.are_up(packet):
+            return True
+        source, counted = _source(packet.src), tries.at(packet.src)
+        if (
+            held is not None
+            and held.source == source
+            and packet.time < held.until
+            and counted - held.tries < tries.free
+        ):
+            tries.forgive(packet.src)
+            return True
+        # As long again as this one is accepted: the next one's time is over before that.
+        self._held[key] = _Held(source, derived.ends + (derived.ends - derived.begins), counted)
+        return False
 
     def _cool(self, door: Door, packet: Packet) -> bool:
         """Begin the door's cooldown for the source; False: it has one already. A clock that steps back ends it."""
@@ -597,66 +792,95 @@ class Matcher:
         found = self._doors.get(door)
         return found.onetime if found else ()
 
+    def _derives(self, door: str) -> bool:
+        found = self._doors.get(door)
+        return found is not None and found.proof in self._tries
+
+    def _replant(self) -> None:
+        """Derived sequences of doors that are still there count as before; so does what was used of them."""
+        derived, self._derived = self._derived, {}
+        for each in derived.values():
+            self.plant(each)
+        beginnings, self._beginnings = self._beginnings, {}
+        for door, services in beginnings.items():
+            self.set_beginnings(door, services)
+        self._held = {key: held for key, held in self._held.items() if self._derives(key[0])}
+        self._last = {key: step for key, step in self._last.items() if self._derives(key[0])}
+
+    def _rooted(self, door: str, first: Service) -> Step:
+        """The step that this knock leads to from nothing, at doors with this one's terms."""
+        terms = self._terms_of[door]
+        firsts = self._firsts[first.proto]
+        there = firsts.get(first.port, ())
+        for step in there:
+            if step.terms == terms:
+                return step
+        step = Step(self._tree, (first,), terms)
+        firsts[first.port] = (*there, step)
+        return step
+
     def _plant(self, door: Door, sequence: Sequence, code: Code | None) -> None:
         """Add a sequence of the door's to the tree."""
-        terms = _terms(door)
-        above: Step | None = None
-        for stage in range(1, len(sequence) + 1):
-            path = sequence[:stage]
-            step = self._planted.get((path, terms))
-            if step is None:
-                step = self._planted[path, terms] = Step(self._tree, path, terms)
-                self._steps[path] = (*self._steps.get(path, ()), step)
-                if above is None:
-                    self._firsts[path[0].proto][path[0].port] = self._steps[path]
-                else:
-                    above.then[path[-1]] = step
+        step = self._rooted(door.name, sequence[0])
+        step.join(door.name)
+        for service in sequence[1:]:
+            step = step.follow(service) or step.grow(service)
             step.join(door.name)
-            above = step
-        if above is not None:
-            above.completes += ((door, code),)
+        step.completes += ((door, code),)
 
-    def _uproot(self, door: Door, code: Code) -> None:
-        """Take a one-time sequence out of the tree. An attempt that is on its way there finds at its end that it is."""
-        terms = _terms(door)
+    def _uproot(self, door: str, sequence: Sequence, end: Code | Derived) -> None:
+        """Take a sequence out of the tree. An attempt that is on its way there finds at its end that it is."""
         above: Step | None = None
-        for stage in range(1, len(code.sequence) + 1):
-            path = code.sequence[:stage]
-            step = self._planted[path, terms]
-            step.leave(door.name)
+        step = self._rooted(door, sequence[0])
+        for service in (*sequence[1:], None):
+            step.leave(door)
             if not step.doors:
-                self._forget(step)
-                if above is not None and above.doors:  # else the way stays whole for who is on it
-                    del above.then[path[-1]]
-            above = step
-        if above is not None:
-            above.completes = tuple(end for end in above.completes if end[1] != code or not above.doors)
+                if above is None:
+                    self._forget(step)
+                elif above.doors:  # else the way stays whole for who is on it
+                    del above.then[step.path[-1]]
+            if service is None:
+                break
+            following = step.then[service]
+            if isinstance(following, list):
+                following[:] = [derived for derived in following if derived != end or not step.doors]
+                if not following:
+                    del step.then[service]
+                return
+            above, step = step, following
+        if step.doors:
+            step.completes = tuple(_without(step.completes, end))
+
+    def _close_beginning(self, door: str, service: Service) -> None:
+        step = self._rooted(door, service)
+        step.leave(door)
+        if not step.doors:
+            self._forget(step)
+        elif not any(service in others for others in self._beginnings.values()):
+            del step.then[_NEVER]
 
     def _forget(self, step: Step) -> None:
-        path = step.path
-        del self._planted[path, step.terms]
-        left = tuple(other for other in self._steps[path] if other is not step)
+        """Nothing begins with this first step any more."""
+        first = step.path[0]
+        left = tuple(other for other in self._firsts[first.proto][first.port] if other is not step)
         if left:
-            self._steps[path] = left
+            self._firsts[first.proto][first.port] = left
         else:
-            del self._steps[path]
-        if step.stage > 1:
-            return
-        firsts, port = self._firsts[path[0].proto], path[0].port
-        if left:
-            firsts[port] = left
-        else:
-            del firsts[port]
+            del self._firsts[first.proto][first.port]
 
     def _renewed(self, attempt: Attempt) -> Attempt | None:
         """The attempt in terms of the doors as they are now: set_doors() leaves that to the first packet after it."""
         step = attempt.step
         if step.tree is self._tree or attempt.is_done:
             return attempt
-        same_path = self._steps.get(step.path, ())
-        alike = [now for now in same_path if now.terms == step.terms]
-        now = next(iter(alike or same_path), None)
-        return None if now is None else attempt._replace(step=now)
+        first = step.path[0]
+        for now in sorted(self._firsts[first.proto].get(first.port, ()), key=lambda now: now.terms != step.terms):
+            reached: Step | None = now
+            for service in step.path[1:]:
+                reached = reached and reached.follow(service)
+            if reached is not None:
+                return attempt._replace(step=reached)
+        return None
 
     def _put(self, src: bytes, stage: int, before: Attempts, after: Attempts) -> None:
         """Make `after` the source's attempts, which `before` were, at this stage."""
@@ -720,6 +944,90 @@ class Matcher:
             count -= len(sources)
             if not count:
                 return
+
+
+class _Held(NamedTuple):
+    """One of the two steps that a source needs after its wrong tries. until: seconds since the epoch."""
+
+    source: bytes
+    until: float
+    tries: int  # how many there were by then
+
+
+class _Tries:
+    """Wrong tries in a span of time, by source; an IPv6 /64 is one source. Forgotten when the next span begins."""
+
+    __slots__ = ("_all", "_by_source", "_number", "_span", "free", "free_in_all")
+
+    def __init__(self, span: float, free: int, free_in_all: int | None) -> None:
+        self._span = span
+        self.free = free
+        self.free_in_all = free_in_all
+        self._number = 0.0
+        self._by_source: dict[bytes, int] = {}
+        self._all = 0  # no more of a source than are free: who scans every port does not use up everybody's
+
+    def count(self, packet: Packet) -> None:
+        """One more of the packet's source."""
+        self._turn(packet.time)
+        source = _source(packet.src)
+        tries = self._by_source.get(source)
+        if tries is None:
+            if len(self._by_source) >= MAX_TRIED:
+                return
+            tries = 0
+        self._by_source[source] = tries + 1
+        self._all += tries < self.free
+
+    def at(self, src: bytes) -> int:
+        """How many a source has that none are left for; it is counted from here on in any case."""
+        return self._by_source.setdefault(_source(src), self.free)
+
+    def are_up(self, packet: Packet) -> bool:
+        """Whether there are none left that are free."""
+        self._turn(packet.time)
+        if self.free_in_all is not None and self._all >= self.free_in_all:
+            return True
+        return len(self._by_source) >= MAX_TRIED or self._by_source.get(_source(packet.src), 0) >= self.free
+
+    def forgive(self, src: bytes) -> None:
+        """The source has proven who it is."""
+        self._by_source.pop(_source(src), None)
+
+    def _turn(self, time: float) -> None:
+        number = time // self._span
+        # Two receive queues may be a little out of order.
+        if number > self._number or time < self._number * self._span - CLOCK_SLACK:
+            self._number = number
+            self._by_source.clear()
+            self._all = 0
+
+
+def _source(src: bytes) -> bytes:
+    """Whom a wrong try is put down to: one machine usually has a whole IPv6 /64 for the asking."""
+    return src if len(src) == 4 else src[:_PREFIX_BYTES]
+
+
+def _by_step(derived: Derived) -> int:
+    return derived.step
+
+
+def _length(door: Door, end: End) -> int:
+    """How many knocks a sequence of the door has that ends like this."""
+    if isinstance(end, Alike):
+        return len(end.derived[0].sequence)
+    return len(end.sequence if end else door.sequence)
+
+
+def _without(ends: Iterable[tuple[Door, End]], gone: Code | Derived) -> Iterator[tuple[Door, End]]:
+    """What a step completes without this one."""
+    for door, end in ends:
+        if isinstance(end, Alike):
+            left = tuple(derived for derived in end.derived if derived != gone)
+            if left:
+                yield door, Alike(left)
+        elif end != gone:
+            yield door, end
 
 
 def _stage(attempts: Attempts) -> int:

@@ -6,7 +6,9 @@ a source port each knock comes from one of its own, as a client's do; a resend i
 
 import ipaddress
 import itertools
+import math
 import random
+import re
 from collections.abc import Iterable
 
 import pytest
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 
 from logknock.knock import (
     MAX_KNOCKERS_PER_PREFIX,
+    MAX_TRIED,
     Advanced,
     Code,
+    Derived,
     Door,
     Event,
     Evicted,
@@ -29,6 +33,7 @@ from logknock.knock import (
     Sequence,
     Service,
     Spent,
+    Step,
     TcpFlags,
     Why,
 )
@@ -441,7 +446,7 @@ def with_codes(*doors: Door, **codes: str) -> Matcher:
 
 
 def spent(events: Iterable[Event]) -> list[Code]:
-    return [event.code for event in events if isinstance(event, Spent)]
+    return [event.code for event in events if isinstance(event, Spent) and isinstance(event.code, Code)]
 
 
 def reasons(events: Iterable[Event]) -> list[Reason]:
@@ -533,14 +538,376 @@ def test_turns_leave_nothing_behind(turns: list[tuple[str, list[int]]]) -> None:
 
 def shape(matcher: Matcher) -> object:
     """The tree, in a form that can be compared."""
-    return (
-        {path: {(step.terms, frozenset(step.doors), frozenset(step.then)) for step in steps}
-         for path, steps in matcher._steps.items()},
-        {path: {frozenset(end[1] for end in step.completes) for step in steps}
-         for path, steps in matcher._steps.items()},
-        {(proto, port): len(steps) for proto, firsts in matcher._firsts.items() for port, steps in firsts.items()},
-        {key[0] for key in matcher._planted},
-    )  # fmt: skip
+    return {
+        (proto, port): {shape_of(step) for step in steps}
+        for proto, firsts in matcher._firsts.items()
+        for port, steps in firsts.items()
+    }
+
+
+def shape_of(step: Step) -> object:
+    """A step and all that may follow; what is folded, as it would be unfolded."""
+    for service in list(step.then):
+        step.follow(service)
+    then = frozenset((service, shape_of(below)) for service, below in step.then.items() if isinstance(below, Step))
+    ends = frozenset((door.name, end) for door, end in step.completes)
+    return step.path, step.terms, frozenset(step.doors), frozenset(step.proofs), then, ends
+
+
+# ---- derived sequences
+
+# Steps of 10 s, accepted from 10 s before to 10 s after; the knocks of each are written down where it is planted.
+TOTP = door("totp", "", proof="totp", seq_timeout=9.0)
+CODE = door("code", "", proof="code", seq_timeout=9.0)
+
+
+def derived(client: str, step: int, knocks: str, of: str = "totp") -> Derived:
+    return Derived(of, client, step, sequence(knocks), 10.0 * (step - 1), 10.0 * (step + 2))
+
+
+def with_derived(*planted: Derived, doors: Iterable[Door] = (TOTP, CODE)) -> Matcher:
+    matcher = Matcher(doors)
+    for each in planted:
+        matcher.plant(each)
+    return matcher
+
+
+def used(events: Iterable[Event]) -> list[tuple[str, int]]:
+    return [
+        (event.code.client, event.code.step)
+        for event in events
+        if isinstance(event, Spent) and isinstance(event.code, Derived)
+    ]
+
+
+ALICE = [derived("alice", step, f"{100 + step} {200 + step}/udp {300 + step}") for step in range(8)]
+BOB = [derived("bob", step, f"{400 + step} {500 + step}/udp {600 + step}") for step in range(8)]
+# What the stories knock, by a letter for the client and the step: `a3` is three knocks of alice's third step.
+SPELLED = {f"{each.client[0]}{each.step}": each.sequence for each in (*ALICE, *BOB)}
+
+
+def spelled(story: str) -> str:
+    """`35:x:a3` as three packets from x at 35 s, and a wrong knock after a right one as `35:x:a3!`."""
+    words = []
+    for word in story.split():
+        time, src, what = word.split(":", 2)
+        knocks = SPELLED.get(what.rstrip("!"))
+        if knocks is None:
+            words.append(word)
+        else:
+            for service in (knocks[0], Service(TCP, 9)) if what.endswith("!") else knocks:
+                words.append(f"{time}:{src}:{service}")
+    return " ".join(words)
+
+
+@pytest.mark.parametrize(
+    ("story", "opens", "why"),
+    [
+        pytest.param("35:a:a3", "totp@a", [], id="the present step's sequence opens"),
+        pytest.param("35:c:a3", "totp@c", [], id="over IPv6 too"),
+        pytest.param("35:a:a2 36:b:a4", "totp@a totp@b", [], id="the step before, and the one after"),
+        pytest.param("35:a:a3 36:a:a3", "totp@a", [Reason.REPLAYED], id="T18: once"),
+        pytest.param("35:a:a3 36:b:a3 37:c:a3", "totp@a", [Reason.REPLAYED] * 2, id="T18: from whatever source"),
+        pytest.param("35:a:a3 36:b:a2", "totp@a", [Reason.REPLAYED], id="T18: a step before it neither"),
+        pytest.param("35:a:a3 36:a:a4", "totp@a totp@a", [], id="a step after it still does"),
+        pytest.param("35:a:a3 35:b:b3", "totp@a totp@b", [], id="T19: two clients in one step"),
+        pytest.param("35:a:a3 35:a:b3", "totp@a totp@a", [], id="T19: from one source too"),
+        pytest.param("20:a:a3", "totp@a", [], id="T19: the skew's first moment"),
+        pytest.param("19.9:a:a3", "", [Reason.OUTSIDE], id="T19: not a moment earlier"),
+        pytest.param("49.9:a:a3", "totp@a", [], id="T19: the skew's last moment"),
+        pytest.param("50:a:a3", "", [Reason.OUTSIDE], id="T19: and not then"),
+        pytest.param("65:a:a6 35:b:a3", "totp@a", [Reason.REPLAYED], id="T19: a clock that steps back reopens nothing"),
+        pytest.param("65:a:a6 35:b:b3", "totp@a totp@b", [], id="T19: nor does it lock others out"),
+        pytest.param("35:a:103 35:a:203/udp 36:b:403 36:a:303", "totp@a", [], id="T15: others knock in between"),
+        pytest.param("35:a:103 35:b:203/udp 35:c:303", "", [], id="T5: sources do not combine"),
+        pytest.param("35:a:103 35:a:9 35:a:203/udp 35:a:303", "", [Reason.WRONG], id="a wrong knock ends it"),
+        pytest.param("48:a:103 49:a:203/udp 50:a:303", "", [Reason.OUTSIDE], id="the last knock's time counts"),
+        pytest.param("35:a:103:1 35:a:203/udp:2 35:a:103:1 36:a:303:3 37:a:303:3", "totp@a", [], id="T7: resends"),
+    ],
+)
+def test_derived_sequences(story: str, opens: str, why: list[Reason]) -> None:
+    events = play(with_derived(*ALICE, *BOB), spelled(story))
+    assert opened(events) == opens
+    assert reasons(events) == why
+    assert len(used(events)) == len(opens.split())
+
+
+def test_t20_a_step_is_told_to_be_used_before_anything_opens() -> None:
+    """T20: whoever opens doors puts it on record between the two."""
+    events = play(with_derived(*ALICE, doors=[door("totp", "", proof="totp", closes=("x",))]), spelled("35:a:a3"))
+    assert [type(event) for event in events[-3:]] == [Spent, Granted, Revoked]
+
+
+def test_t18_what_was_used_before_the_start_counts() -> None:
+    """T18: after a restart, and over a reload."""
+    matcher = with_derived(*ALICE)
+    matcher.set_last("totp", "alice", 3)
+    matcher.set_last("totp", "alice", 1)  # never less
+    assert reasons(play(matcher, spelled("35:a:a2 36:a:a3"))) == [Reason.REPLAYED] * 2
+    matcher.set_doors([TOTP])
+    assert reasons(play(matcher, spelled("37:a:a3"))) == [Reason.REPLAYED]
+    assert opened(play(matcher, spelled("38:a:a4"))) == "totp@a"
+
+
+def test_what_is_uprooted_opens_nothing_even_for_who_is_on_the_way() -> None:
+    """A client that is revoked while it knocks."""
+    matcher = with_derived(*ALICE)
+    play(matcher, "35:a:103 35:a:203/udp")
+    matcher.uproot(ALICE[3])
+    assert opened(play(matcher, "35:a:303")) == ""
+    assert opened(play(matcher, spelled("36:a:a3"))) == ""
+    assert opened(play(matcher, spelled("37:a:a4"))) == "totp@a"
+
+
+def test_t36_attempts_at_derived_sequences_outlive_a_reload() -> None:
+    matcher = with_derived(*ALICE)
+    play(matcher, "35:a:103 35:a:203/udp")
+    matcher.set_doors([SSH, TOTP])
+    assert opened(play(matcher, "36:a:303")) == "totp@a"
+    matcher.set_doors([SSH])
+    matcher.set_doors([SSH, TOTP])
+    assert opened(play(matcher, spelled("37:a:a4"))) == ""  # gone with its door, until it is planted again
+
+
+def test_doors_share_the_ports_of_derived_sequences() -> None:
+    """The same pool serves all doors, also those of another kind that begin alike."""
+    other = door("other", "103 203/udp 9000")
+    matcher = with_derived(*ALICE, derived("carol", 3, "103 8 7", of="code"), doors=[TOTP, CODE, other])
+    assert opened(play(matcher, spelled("35:a:a3"))) == "totp@a"
+    assert opened(play(matcher, "36:b:103 36:b:8 36:b:7")) == "code@b"
+    assert opened(play(matcher, "36:c:103 36:c:203/udp 36:c:9000")) == "other@c"
+
+
+def test_t18_a_sequence_that_two_clients_happen_to_share_is_used_up_for_both() -> None:
+    """T18: else who hears the one's could be the other. It opens once; a step later they part."""
+    knocks = "103 203/udp 303"
+    matcher = with_derived(derived("bob", 3, knocks), *ALICE, *BOB[4:])
+    events = play(matcher, spelled("35:a:a3"))
+    assert opened(events) == "totp@a"
+    assert sorted(used(events)) == [("alice", 3), ("bob", 3)]
+    assert reasons(play(matcher, spelled("36:b:a3"))) == [Reason.REPLAYED]
+    assert opened(play(matcher, spelled("37:b:b4"))) == "totp@b"
+
+
+def test_t18_a_sequence_that_comes_twice_of_one_client_is_used_up_in_the_order_of_steps() -> None:
+    """T18: the store takes no earlier step after a later one."""
+    matcher = with_derived(derived("alice", 4, "1 2 3"), derived("alice", 3, "1 2 3"))
+    events = play(matcher, "35:a:1 35:a:2 35:a:3")
+    assert used(events) == [("alice", 3), ("alice", 4)]
+    assert opened(events) == "totp@a"
+
+
+def test_t18_within_the_cooldown_a_step_is_used_up_all_the_same() -> None:
+    """T18: it was said aloud."""
+    matcher = with_derived(*ALICE, doors=[door("totp", "", proof="totp", cooldown=60.0)])
+    events = play(matcher, spelled("35:a:a3 36:a:a4 37:a:a4"))
+    assert (used(events), opened(events)) == ([("alice", 3), ("alice", 4)], "totp@a")
+    assert reasons(events) == [Reason.COOLDOWN, Reason.REPLAYED]
+
+
+# ---- wrong tries
+
+
+def wrong(times: int, what: str = "a3!", src: str = "x") -> str:
+    return " ".join(f"35:{src}:{what}" for _ in range(times))
+
+
+@pytest.mark.parametrize(
+    ("story", "opens", "why"),
+    [
+        pytest.param(f"{wrong(10)} 35:y:a3", "totp@y", [], id="others' wrong tries are no matter"),
+        pytest.param(f"{wrong(9)} 35:x:a3", "totp@x", [], id="T11: nine wrong tries are free"),
+        pytest.param(f"{wrong(10)} 35:x:a3", "", [Reason.WARY], id="T21: ten are not"),
+        pytest.param(f"{wrong(10)} 35:x:a3 36:x:a4", "totp@x", [Reason.WARY], id="T12: one more step opens"),
+        pytest.param(f"{wrong(500)} 35:x:a3 36:x:a4", "totp@x", [Reason.WARY], id="T12: after however many"),
+        pytest.param(
+            f"{wrong(10)} 35:x:a3 36:x:a4 41:x:a5", "totp@x totp@x", [Reason.WARY], id="whoever has proven it is free"
+        ),
+        pytest.param(f"{wrong(10)} 35:x:a3 36:x:a3", "", [Reason.WARY, Reason.REPLAYED], id="T21: not the same again"),
+        pytest.param(f"{wrong(10)} 35:x:a3 36:x:b4", "", [Reason.WARY] * 2, id="T21: not another client's"),
+        pytest.param(
+            f"{wrong(10)} 35:x:a3 {wrong(10, 'a4!')} 36:x:a4", "", [Reason.WARY] * 2, id="T21: not as many tries later"
+        ),
+        pytest.param(
+            f"{wrong(10)} 35:x:a3 {wrong(9, 'a4!')} 36:x:a4",
+            "totp@x",
+            [Reason.WARY],
+            id="T11: some in between are free",
+        ),
+        pytest.param(
+            f"{wrong(10)} {wrong(10, src='y')} 35:x:a3 36:y:a4", "", [Reason.WARY] * 2, id="T5: sources do not combine"
+        ),
+        pytest.param(f"{wrong(10)} 35:x:a3 36:y:a4", "totp@y", [Reason.WARY], id="T11: its owner elsewhere is free"),
+        pytest.param(f"{wrong(10)} 35:z:a3 {wrong(10, src='z')}", "totp@z", [], id="T11: after it they change nothing"),
+    ],
+)
+def test_wrong_tries(story: str, opens: str, why: list[Reason]) -> None:
+    """T21: they are limited by source and step; T11, T12: and lock nobody out, whoever forges an address."""
+    names = {"x": "203.0.113.1", "y": "203.0.113.2", "z": "203.0.113.3"}
+    words = re.sub(r":([xyz]):", lambda found: f":{names[found[1]]}:", spelled(story))
+    events = play(with_derived(*ALICE, *BOB), words)
+    got = [(event.grant.door, ipaddress.ip_address(event.grant.src)) for event in events if isinstance(event, Granted)]
+    assert got == [(word.split("@")[0], ipaddress.ip_address(names[word.split("@")[1]])) for word in opens.split()]
+    assert [reason for reason in reasons(events) if reason is not Reason.WRONG] == why
+
+
+def numbered(number: int, time: float, port: int) -> Packet:
+    return Packet(time, (0xCB00_0000 + number).to_bytes(4, "big"), DST, TCP, next(FRESH), port, SYN)
+
+
+def guess(matcher: Matcher, number: int, time: float, *ports: int) -> list[Event]:
+    return [event for port in ports for event in matcher.receive(numbered(number, time, port))]
+
+
+CODES = [derived("alice", step, f"{200 + step} {300 + step} {400 + step}", of="code") for step in range(8)]
+
+
+def with_codes_of_alice() -> Matcher:
+    matcher = with_derived(*CODES)
+    matcher.set_beginnings("code", tuple(Service(TCP, port) for port in range(200, 300)))
+    return matcher
+
+
+def test_t21_a_guess_at_a_code_counts_even_if_its_first_knock_is_wrong() -> None:
+    """T21: three of a source are free; the fourth, right by chance, needs another step's."""
+    matcher = with_codes_of_alice()
+    for number in (1, 2):
+        for _ in range(2 + number):
+            guess(matcher, number, 35.0, 277, 350, 450)
+    assert reasons(guess(matcher, 3, 35.0, 203, 303, 403)) == []
+    assert reasons(guess(matcher, 1, 35.0, 204, 304, 404)) == [Reason.WARY]
+    matcher = with_codes_of_alice()
+    for _ in range(2):
+        guess(matcher, 1, 35.0, 277, 350, 450)
+    assert opened(guess(matcher, 1, 35.0, 203, 303, 403)) == "code@?"
+
+
+def test_t21_guesses_at_codes_are_limited_in_all() -> None:
+    """T21: thirty of however many sources; T6: one scanner that goes through all ports is no more than three."""
+    matcher = with_codes_of_alice()
+    for _ in range(40):
+        guess(matcher, 1, 35.0, 277, 350)
+    assert opened(guess(matcher, 99, 35.0, 202, 302, 402)) == "code@?"
+    for number in range(2, 11):
+        for _ in range(3):
+            guess(matcher, number, 35.0, 277, 350)
+    # 3 of each of ten sources: these were the last that are free.
+    assert reasons(guess(matcher, 98, 35.0, 203, 303, 403)) == [Reason.WARY]
+    assert opened(guess(matcher, 98, 36.0, 204, 304, 404)) == "code@?"
+    assert reasons(guess(matcher, 97, 45.0, 205, 305, 405)) == [Reason.WARY]
+
+
+def test_t15_knocks_that_begin_others_sequences_are_no_wrong_tries() -> None:
+    """T15: clients of a crowded door, and of a code door on the same ports, get in one by one from one source."""
+    crowd = [derived(f"c{n}", 3, " ".join(f"{(n + k) % 100 + 200}" for k in (0, 7, 21, 28))) for n in range(100)]
+    matcher = with_derived(*crowd, *CODES)
+    matcher.set_beginnings("code", tuple(Service(TCP, port) for port in range(200, 300)))
+    for each in crowd:
+        events = play(matcher, " ".join(f"35:a:{service}" for service in each.sequence))
+        assert opened(events) == "totp@a"
+        while matcher.knockers:
+            matcher.expire(math.inf)
+    assert opened(play(matcher, "35:a:203 35:a:303 35:a:403")) == "code@a"
+
+
+def test_wrong_tries_are_forgotten_when_their_time_is_over() -> None:
+    matcher = with_derived(*ALICE, derived("alice", 40, "1 2 3"))
+    play(matcher, spelled(wrong(10).replace(":x:", ":a:")))
+    assert opened(play(matcher, "405:a:1 405:a:2 405:a:3")) == "totp@a"
+
+
+def test_t17_a_64_is_one_source_of_wrong_tries() -> None:
+    """T17: whoever has a /64 has no more tries than whoever has an address."""
+    matcher = with_derived(*ALICE)
+    for number in range(10):
+        address = f"35:2001-db8--{number + 1:x}"
+        for port in (103, 9):
+            packet = next(iter(packets(f"35:a:{port}")))
+            src = ipaddress.ip_address(address.partition(":")[2].replace("-", ":")).packed
+            matcher.receive(packet._replace(src=src))
+    assert reasons(play(matcher, spelled("35:c:a3"))) == [Reason.WARY]
+
+
+def test_t13_wrong_tries_take_bounded_memory_and_then_nobody_has_any_free() -> None:
+    """T13, T21: who forges sources by the thousand pushes nobody's tries out."""
+    matcher = with_derived(*ALICE)
+    for number in range(MAX_TRIED + 500):
+        guess(matcher, number, 35.0, 103, 9)
+    assert len(matcher._tries["totp"]._by_source) == MAX_TRIED
+    assert reasons(guess(matcher, 2**20, 35.0, 103))[:1] == []
+    assert reasons(play(matcher, spelled("35:a:a3"))) == [Reason.WARY]
+    assert opened(play(matcher, spelled("36:a:a4"))) == "totp@a"
+    assert len(matcher._held) == 0
+    assert len(matcher._tries["totp"]._by_source) <= MAX_TRIED
+
+
+STEPS = st.lists(
+    st.tuples(
+        st.floats(0, 80),
+        st.sampled_from("abc"),
+        st.sampled_from([*SPELLED, *(f"{name}!" for name in SPELLED)]),
+    ),
+    max_size=40,
+)
+
+
+@given(STEPS)
+def test_t18_t19_whatever_comes_nothing_opens_twice_or_outside_its_time(sent: list[tuple[float, str, str]]) -> None:
+    """T18, T19: in whatever order of time: a client's steps only ever rise, and each opens within its window."""
+    matcher = with_derived(*ALICE, *BOB)
+    last: dict[str, int] = {}
+    for time, src, what in sent:
+        events = play(matcher, spelled(f"{time}:{src}:{what}"))
+        granted = [event for event in events if isinstance(event, Granted)]
+        spent_now = [event.code for event in events if isinstance(event, Spent)]
+        assert len(granted) <= len(spent_now) <= 1
+        for code in spent_now:
+            assert isinstance(code, Derived)
+            assert code.step > last.get(code.client, -1)
+            assert code.begins <= time < code.ends
+            last[code.client] = code.step
+
+
+@given(st.lists(st.sampled_from(["a3!", "b3!", "a2!", "wrong"]), max_size=60))
+def test_t15_wrong_tries_of_others_never_touch_a_client(tries: list[str]) -> None:
+    """T15, T19: whatever others do, both clients get in with one sequence each."""
+    matcher = with_derived(*ALICE, *BOB)
+    for number, what in enumerate(tries):
+        play(matcher, spelled(f"35:203.0.113.{number % 3 + 1}:{'9999' if what == 'wrong' else what}"))
+    assert opened(play(matcher, spelled("36:a:a3 36:b:b3"))) == "totp@a totp@b"
+
+
+PLANTED = st.lists(
+    st.tuples(
+        st.sampled_from(["totp", "code"]),
+        st.sampled_from(["alice", "bob"]),
+        st.integers(0, 3),
+        st.lists(st.integers(1, 3), min_size=2, max_size=4),
+    ),
+    max_size=12,
+    unique_by=lambda each: each[:3],
+)
+
+
+@given(PLANTED, st.data())
+def test_what_is_uprooted_leaves_nothing_behind(
+    planted: list[tuple[str, str, int, list[int]]], data: st.DataObject
+) -> None:
+    """Whatever was planted, knocked on and taken back: the tree is that of the sequences that are left."""
+    doors = [TOTP, CODE, ONETIME, door("own", "1 2 3", seq_timeout=9.0)]
+    every = [derived(client, step, " ".join(map(str, ports)), of) for of, client, step, ports in planted]
+    matcher = with_derived(*every, doors=doors)
+    gone = set(data.draw(st.lists(st.sampled_from(range(len(every))), unique=True))) if every else set()
+    for port in data.draw(st.lists(st.integers(1, 3), max_size=8)):
+        play(matcher, f"35:a:{port}")
+    matcher.set_beginnings("code", (Service(TCP, 1), Service(TCP, 7)))
+    for number in gone:
+        matcher.uproot(every[number])
+    matcher.set_beginnings("code", ())
+    fresh = with_derived(*(each for number, each in enumerate(every) if number not in gone), doors=doors)
+    assert shape(matcher) == shape(fresh)
+    matcher.set_doors(doors)
+    assert shape(matcher) == shape(fresh)
 
 
 # ---- target and cooldown
