@@ -1,9 +1,9 @@
-"""What must outlive the process: used one-time sequences, how far their files are used, open doors, what happened.
+"""What must outlive the process: what was used (sequences, steps, packets), open doors, what happened.
 
-Rule 1: nobody gets in on what is not durable: `use` returns when the disk has it, or raises. Rule 2: a database that
-is damaged or not ours is left as it is, since a new one in its place would make used sequences valid again; so one is
-made under another name and is whole when it gets its own. Rule 3: one process writes; who reads changes no file.
-Rule 4: what others than root and the daemon's own user could have written opens nothing.
+Rule 1: nobody gets in on what is not durable: `use`, `use_step` and `see` return when the disk has it, or raise.
+Rule 2: a database that is damaged or not ours is left as it is, since a new one in its place would make used sequences
+valid again; so one is made under another name and is whole when it gets its own. Rule 3: one process writes; who reads
+changes no file. Rule 4: what others than root and the daemon's own user could have written opens nothing.
 """
 
 import fcntl
@@ -34,7 +34,8 @@ LOCK = "lock"
 # Openings, closings and uses that are kept: a month of 300 a day, about 1 MiB.
 MAX_HISTORY = 10_000
 
-# Rows that one trim() deletes, a millisecond's work: called once a second it keeps up with any rate of openings.
+# Rows that one trim() or forget() deletes, some milliseconds' work: called once a second they keep up with any rate of
+# openings, and with any rate of packets that clients with a key send.
 TRIM_ROWS = 500
 
 # Commits after which the log of the database (its -wal file) is due to be merged into it. A commit writes two or three
@@ -55,12 +56,16 @@ _LONGEST = 366 * 86_400
 # No row has more than two names and a path; whatever claims to be larger is damage.
 _MAX_VALUE = 65_536
 
-# What the configuration allows a door's name to have.
-_LONGEST_NAME = 63
+# What the configuration allows a door's name to have, and behind it a service where a door opens several of them, each
+# by itself: `NAME:65535/tcp`.
+_LONGEST_NAME = 63 + len(":65535/tcp")
+
+# A packet's identity is a SHA-256.
+_IDENTITY = 32
 
 _PAGE = 4096
 _APPLICATION = 0x6C6B6E6B  # "lknk", in the file's header
-_SCHEMA = 2
+_SCHEMA = 3
 
 # STRICT and CHECK: that each row is sound is then part of SQLite's own check of the file.
 _TABLES = (
@@ -101,19 +106,54 @@ _TABLES = (
 ) STRICT""",
 )
 
-# Schema 1 had no column for who opened a door by hand; all else was as it is.
+# The seals are for what no other table would contradict: one changed bit would make a packet new, or a step unused.
+_TABLES_3 = (
+    """CREATE TABLE steps (
+    door TEXT NOT NULL,
+    client TEXT NOT NULL,
+    step INTEGER NOT NULL CHECK (step >= 0),
+    seal INTEGER NOT NULL,
+    PRIMARY KEY (door, client)
+) STRICT, WITHOUT ROWID""",
+    f"""CREATE TABLE seen (
+    identity BLOB NOT NULL CHECK (length(identity) = {_IDENTITY}),
+    stamp INTEGER NOT NULL CHECK (stamp >= 0),
+    door TEXT NOT NULL,
+    client TEXT NOT NULL,
+    seal INTEGER NOT NULL,
+    PRIMARY KEY (identity)
+) STRICT, WITHOUT ROWID""",
+    "CREATE INDEX seen_by_stamp ON seen (stamp)",
+    """CREATE TABLE forgotten (
+    door TEXT NOT NULL,
+    client TEXT NOT NULL,
+    stamp INTEGER NOT NULL CHECK (stamp >= 0),
+    seal INTEGER NOT NULL,
+    PRIMARY KEY (door, client)
+) STRICT, WITHOUT ROWID""",
+)
+
+# Schema 1 had no column for who opened a door by hand, and schema 2 nothing of TOTP and SPA; all else was as it is.
 _GRANTS = _TABLES[2]
 _GRANTS_1 = _GRANTS.replace("    by TEXT NOT NULL,\n", "")
 
 # What the tables of each schema look like that a database may have.
-_SCHEMAS = {1: {*_TABLES, _GRANTS_1} - {_GRANTS}, _SCHEMA: set(_TABLES)}
+_SCHEMAS = {1: {*_TABLES, _GRANTS_1} - {_GRANTS}, 2: set(_TABLES), _SCHEMA: {*_TABLES, *_TABLES_3}}
+
+# The tables whose rows have a seal.
+_SEALED = {
+    "steps": "SELECT door, client, step, seal FROM steps",
+    "seen": "SELECT identity, stamp, door, client, seal FROM seen",
+    "forgotten": "SELECT door, client, stamp, seal FROM forgotten",
+}
 
 # What SQLite calls the files that belong to a database: it reads each that is there, and believes it.
 PARTS = ("", "-journal", "-wal", "-shm")
 
 _AWAY = (
-    f"move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away and start again; sequences that were used would then be "
-    "valid again, so make new one-time files first (logknock onetime generate), or put a copy back that is up to date"
+    f"move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away and start again; what was used would then be valid, so "
+    "make new one-time files first (logknock onetime generate) and wait until all packets are too old (max_age), or "
+    "put a copy back that is up to date"
 )
 _HINTS = {
     "BUSY": "another program has it locked (fuser shows which): end that one",
@@ -179,6 +219,29 @@ class Store(Protocol):
 
     def used(self, door: str, file: str) -> int:
         """How many sequences of the file were used at the door."""
+
+    def use_step(self, door: str, client: str, step: int, src: bytes, wall: float) -> bool:
+        """Record, durably, that the client has used this time step at the door, and with it each one before.
+
+        False: it or a later one was used before. Nobody may get in unless this returned True.
+        """
+
+    def steps(self) -> dict[tuple[str, str], int]:
+        """The last step that was used, by door and client."""
+
+    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
+        """Record, durably, that this packet of the client's was seen, which says that it was sent at `stamp`.
+
+        identity: 32 bytes. stamp: seconds since the epoch. False: it was seen before, or it is not newer than a packet
+        of that client's that has been forgotten, so that it may have been. Nobody may get in unless this returned True.
+        """
+
+    def forget(self, before: int) -> None:
+        """Forget packets that were sent before then, the oldest first, in a part small enough for the daemon's loop.
+
+        From then on no packet of those clients' is new that is not newer than what was forgotten: whatever the clock
+        does that `before` is taken from, none is new twice.
+        """
 
     def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
         """The door is open, or open for longer: `grant.expires` is in the clock of `mono`.
@@ -264,6 +327,34 @@ class Reader:
                 return count
         raise _damaged(self._path, f"the count of {file} at door {door} makes no sense")
 
+    def steps(self) -> dict[tuple[str, str], int]:
+        if self._schema < 3:
+            return {}
+        with _told(self._path):
+            rows = self._db.execute(_SEALED["steps"]).fetchall()
+        for row in rows:
+            _unseal(self._path, "steps", row)
+        return {(door, client): step for door, client, step, _ in rows}
+
+    def packets(self) -> dict[tuple[str, str], int]:
+        """When the newest packet was sent that is on record, by door and client; seconds since the epoch.
+
+        It is for people to see: nothing is decided by it.
+        """
+        if self._schema < 3:
+            return {}
+        with _told(self._path):
+            rows = self._db.execute(_NEWEST).fetchall()
+        return {(door, client): stamp for door, client, stamp in rows}
+
+    def was_seen(self, identity: bytes, stamp: int, door: str, client: str) -> bool:
+        """Whether `see` would say that this packet is not new."""
+        if self._schema < 3:
+            return False
+        with _told(self._path):
+            (known,) = self._db.execute("SELECT count(*) FROM seen WHERE identity = ?", (identity,)).fetchone()
+        return bool(known) or stamp <= self._mark(door, client)
+
     def grants(self, wall: float, mono: float) -> list[StoredGrant]:
         return [record.in_boot(self._boot, wall, mono).stored() for record in self._records()]
 
@@ -281,6 +372,13 @@ class Reader:
     def close(self) -> None:
         with _told(self._path):
             self._db.close()
+
+    def _mark(self, door: str, client: str) -> int:
+        """The time of the newest packet of the client's that has been forgotten; -1: none was."""
+        query = f"{_SEALED['forgotten']} WHERE door = ? AND client = ?"
+        with _told(self._path):
+            row = self._db.execute(query, (door, client)).fetchone()
+        return -1 if row is None else int(_unseal(self._path, "forgotten", row)[2])
 
     def _records(self) -> list["_Record"]:
         """The sound ones; a row that makes no sense opens nothing."""
@@ -319,6 +417,43 @@ class SQLiteStore(Reader):
     def move(self, door: str, file: str, place: Place) -> None:
         with self._transaction() as run:
             run(_MOVE, (door, file, place.line, place.offset, _pack(place.last), 0))
+
+    def use_step(self, door: str, client: str, step: int, src: bytes, wall: float) -> bool:
+        self._see_files()
+        with self._transaction("FULL") as run:
+            row = run(f"{_SEALED['steps']} WHERE door = ? AND client = ?", (door, client)).fetchone()
+            new = row is None or step > _unseal(self._path, "steps", row)[2]
+            if new:
+                values = (door, client, step)
+                run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", (*values, _seal(values)))
+                self._tell(run, Entry(wall, "used", door, src, f"step {step} of client {client}"))
+        return new
+
+    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
+        self._see_files()
+        with self._transaction("FULL") as run:
+            new = not self.was_seen(identity, stamp, door, client)
+            if new:
+                values = (identity, stamp, door, client)
+                run("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", (*values, _seal(values)))
+                self._tell(run, Entry(wall, "used", door, src, f"a packet of client {client}"))
+        return new
+
+    def forget(self, before: int) -> None:
+        self._see_files()
+        with _told(self._path):
+            rows = self._db.execute(_OLDEST, (before, TRIM_ROWS)).fetchall()
+        if not rows:
+            return
+        marks: dict[tuple[str, str], int] = {}
+        with self._transaction() as run:
+            for row in rows:
+                identity, stamp, door, client, _ = _unseal(self._path, "seen", row)
+                marks[door, client] = stamp  # the oldest come first
+                run("DELETE FROM seen WHERE identity = ?", (identity,))
+            for (door, client), stamp in marks.items():  # none goes back: what was seen since is newer
+                values = (door, client, stamp)
+                run("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?, ?)", (*values, _seal(values)))
 
     def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
         record = _Record(grant, wall, self._boot, mono, wall, by)
@@ -418,12 +553,15 @@ class SQLiteStore(Reader):
 
 
 _GRANT = "INSERT OR REPLACE INTO grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_NEWEST = """SELECT door, client, max(stamp) FROM (
+SELECT door, client, stamp FROM seen UNION ALL SELECT door, client, stamp FROM forgotten) GROUP BY door, client"""
+_OLDEST = f"{_SEALED['seen']} WHERE stamp < ? ORDER BY stamp LIMIT ?"
 _MOVE = """INSERT INTO places VALUES (?, ?, ?, ?, ?, ?) ON CONFLICT (door, file) DO UPDATE
 SET line = excluded.line, offset = excluded.offset, last = excluded.last, used = used + excluded.used"""
 
 
 class NoStore:
-    """The Store when the database cannot be used: it remembers nothing, so one-time doors stay shut, for `reason`."""
+    """The Store when the database cannot be used: it remembers nothing, so what opens once stays shut, for `reason`."""
 
     needs_checkpoint = False
 
@@ -445,6 +583,18 @@ class NoStore:
 
     def used(self, door: str, file: str) -> int:
         raise self.reason
+
+    def use_step(self, door: str, client: str, step: int, src: bytes, wall: float) -> bool:
+        raise self.reason
+
+    def steps(self) -> dict[tuple[str, str], int]:
+        raise self.reason
+
+    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
+        raise self.reason
+
+    def forget(self, before: int) -> None:
+        pass
 
     def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
         pass
@@ -583,7 +733,7 @@ def _create(path: Path) -> None:
             try:
                 database.execute(f"PRAGMA page_size = {_PAGE}")
                 database.execute("BEGIN")
-                for table in _TABLES:
+                for table in (*_TABLES, *_TABLES_3):
                     database.execute(table)
                 database.execute(f"PRAGMA application_id = {_APPLICATION}")
                 database.execute(f"PRAGMA user_version = {_SCHEMA}")
@@ -619,7 +769,7 @@ def _open(path: Path) -> tuple[sqlite3.Connection, bool]:
             (journal,) = database.execute("PRAGMA journal_mode").fetchone()
             if journal != "wal":
                 raise _damaged(path, f"its journal is {journal}, not wal")
-            checked = _check(path, database)
+            checked = _check(path, database, schema)
             database.execute("PRAGMA wal_autocheckpoint = 0")
             if schema < _SCHEMA:
                 _bring_up_to_date(database, schema)
@@ -636,10 +786,13 @@ def _bring_up_to_date(database: sqlite3.Connection, schema: int) -> None:
     """Make the tables of an older schema those of this one: all of it or, whatever happens meanwhile, nothing."""
     database.execute("BEGIN IMMEDIATE")
     try:
-        kept = _records(database, schema)
-        database.execute("DROP TABLE grants")
-        database.execute(_GRANTS)
-        database.executemany(_GRANT, (record.row() for record in kept))
+        if schema < 2:
+            kept = _records(database, schema)
+            database.execute("DROP TABLE grants")
+            database.execute(_GRANTS)
+            database.executemany(_GRANT, (record.row() for record in kept))
+        for table in _TABLES_3:
+            database.execute(table)
         database.execute(f"PRAGMA user_version = {_SCHEMA}")
         database.execute("COMMIT")
     finally:
@@ -682,7 +835,7 @@ def _identify(path: Path, database: sqlite3.Connection) -> int:
     return int(version)
 
 
-def _check(path: Path, database: sqlite3.Connection) -> bool:
+def _check(path: Path, database: sqlite3.Connection, schema: int) -> bool:
     """Raise StoreError for damage; False: there was not the time to look at all of it."""
     alarm = threading.Timer(CHECK_SECONDS, database.interrupt)
     alarm.start()
@@ -693,10 +846,15 @@ def _check(path: Path, database: sqlite3.Connection) -> bool:
         ).fetchone()
         if lost:
             raise _damaged(path, "some used sequences are missing")
-        for table in ("places", "grants", "history", "used"):
-            (found,) = database.execute(f"PRAGMA quick_check('{table}')").fetchone()
+        sealed = _SEALED if schema == _SCHEMA else {}
+        for table in (*sealed, "places", "grants", "history", "used"):
+            check = "integrity" if table in sealed else "quick"  # integrity: whether an index has the same rows, too
+            (found,) = database.execute(f"PRAGMA {check}_check('{table}')").fetchone()
             if found != "ok":
                 raise _damaged(path, " ".join(str(found).split()))
+        for table, query in sealed.items():
+            for row in database.execute(query):
+                _unseal(path, table, row)
     except sqlite3.OperationalError as error:
         if getattr(error, "sqlite_errorname", "") != "SQLITE_INTERRUPT":
             raise
@@ -767,6 +925,14 @@ def _records(database: sqlite3.Connection, schema: int) -> list[_Record]:
 
 def _seal(values: tuple[object, ...]) -> int:
     return crc32(repr(values).encode())
+
+
+def _unseal(path: Path, table: str, row: tuple[Any, ...]) -> tuple[Any, ...]:
+    """The row; raises StoreError for one that is not as it was written. Its names go to the log, too."""
+    names = [value for value in row if isinstance(value, str)]
+    if row[-1] != _seal(row[:-1]) or not all(name.isprintable() for name in names):
+        raise _damaged(path, f"a row of {table} makes no sense")
+    return row
 
 
 _KNOCK = Struct("!BH")

@@ -74,6 +74,18 @@ def use(store: Store, number: int, file: str = ALICE, door: str = "ssh") -> bool
     return store.use(code(number, file, door), place(number), SRC, NOW)
 
 
+def use_step(store: Store, step: int, client: str = "laptop", door: str = "ssh") -> bool:
+    return store.use_step(door, client, step, SRC, NOW)
+
+
+def identity(number: int) -> bytes:
+    return number.to_bytes(32)
+
+
+def see(store: Store, number: int, stamp: int = int(NOW), client: str = "laptop") -> bool:
+    return store.see(identity(number), stamp, "vpn", client, SRC, NOW)
+
+
 @contextmanager
 def opened(state: Path) -> Iterator[SQLiteStore]:
     """The store, which has to open."""
@@ -215,6 +227,74 @@ class TestRemembering:
             assert store.place("ssh", BOB) == place(3)
             assert store.place("web", ALICE) is None
             assert [store.used("ssh", ALICE), store.used("ssh", BOB), store.used("web", ALICE)] == [1, 0, 0]
+
+    def test_t18_a_used_step_stays_used_and_each_before_it(self, tmp_path: Path) -> None:
+        """T19: by door and client, so that two clients in one step both get in; also after a restart."""
+        with opened(tmp_path) as store:
+            assert store.steps() == {}
+            assert use_step(store, 60_000_000)
+            assert not use_step(store, 60_000_000)
+            assert use_step(store, 60_000_000, "phone")
+            assert use_step(store, 60_000_000, door="web")
+            assert use_step(store, 60_000_001)
+        with opened(tmp_path) as store:
+            for step in (0, 59_999_999, 60_000_000, 60_000_001):
+                assert not use_step(store, step)
+            assert use_step(store, 60_000_002)
+            last = {("ssh", "laptop"): 60_000_002, ("ssh", "phone"): 60_000_000, ("web", "laptop"): 60_000_000}
+            assert store.steps() == last
+            with read_only(tmp_path) as reader:
+                assert reader.steps() == last
+            assert [entry.event for entry in store.history(9)] == ["used"] * 5
+            assert store.history(1)[0] == (NOW, "used", "ssh", SRC, "step 60000002 of client laptop")
+
+    def test_t18_a_packet_that_was_seen_stays_seen(self, tmp_path: Path) -> None:
+        """Whoever sends it, whatever time it claims; another one is another one."""
+        with opened(tmp_path) as store:
+            assert see(store, 1)
+            assert see(store, 2)
+        with opened(tmp_path) as store:
+            assert not see(store, 1)
+            assert not see(store, 1, int(NOW) + 1)
+            assert not see(store, 2, client="phone")
+            with read_only(tmp_path) as reader:
+                seen = [reader.was_seen(identity(number), int(NOW), "vpn", "laptop") for number in (1, 2, 3)]
+            assert seen == [True, True, False]
+            assert see(store, 3)
+            assert [entry.detail for entry in store.history(9)] == ["a packet of client laptop"] * 3
+
+    def test_t19_what_is_forgotten_leaves_a_mark(self, tmp_path: Path) -> None:
+        """The newest forgotten packet of a client: none of its that is not newer is ever new again."""
+        with opened(tmp_path) as store:
+            for number, client in ((10, "laptop"), (20, "phone"), (30, "laptop"), (40, "laptop")):
+                assert see(store, number, number, client)
+            store.forget(31)
+            assert not see(store, 40, 40), "not forgotten"
+        with opened(tmp_path) as store:
+            for number, client in ((10, "laptop"), (30, "laptop"), (20, "phone")):
+                assert not see(store, number, number, client)
+            assert store.was_seen(identity(31), 30, "vpn", "laptop")
+            assert not see(store, 31, 30), "another one of that second may be one that was forgotten"
+            assert see(store, 32, 31)
+            assert see(store, 33, 21, "phone")
+            assert see(store, 34, 0, "tablet"), "nothing of it was ever forgotten"
+            store.forget(0)
+            store.forget(22)
+            assert not see(store, 35, 29), "no mark ever goes back"
+            assert not see(store, 36, 21, "phone")
+
+    def test_forgetting_has_a_bound(self, tmp_path: Path) -> None:
+        """Part by part, the oldest first."""
+        with opened(tmp_path) as store:
+            for number in range(module.TRIM_ROWS + 5):
+                assert see(store, number, number)
+            store.forget(1_000_000)
+            assert [see(store, number, number) for number in (module.TRIM_ROWS - 1, 1_000_000)] == [False, True]
+            (left,) = store._db.execute("SELECT min(stamp) FROM seen").fetchone()
+            assert left == module.TRIM_ROWS
+            for _ in range(3):
+                store.forget(1_000_000)
+            assert store._db.execute("SELECT stamp FROM seen").fetchall() == [(1_000_000,)]
 
     def test_grants(self, tmp_path: Path) -> None:
         """An opening is there until its end is told; the end of one that was refreshed since ends nothing."""
@@ -385,6 +465,46 @@ class TestCrashes:
                 assert len(store.history(9)) == used
         assert outcomes == {(b"", False), (b"", True), (b"used", True)}
 
+    def test_t20_killed_at_each_step_of_a_client_s_use(self, tmp_path: Path) -> None:
+        """A time step that was answered is recorded, and so is a packet; their history never goes without them."""
+
+        def act(store: SQLiteStore, writer: int) -> None:
+            os.write(writer, b"s" if use_step(store, 7) else b"n")
+            os.write(writer, b"p" if see(store, 1) else b"n")
+
+        outcomes = set()
+        for report in at_each_step(tmp_path / "state", open_store, act):
+            with opened(tmp_path / "state") as store:
+                step, history = bool(store.steps()), len(store.history(9))
+                seen = not see(store, 1)
+                outcomes.add((report, step, seen))
+                assert history == step + seen
+                assert use_step(store, 7) is not step
+        assert outcomes == {
+            (b"", False, False),
+            (b"", True, False),
+            (b"s", True, False),
+            (b"s", True, True),
+            (b"sp", True, True),
+        }
+
+    def test_t20_killed_at_each_step_of_forgetting(self, tmp_path: Path) -> None:
+        """What is gone has left its mark: whenever it dies, no packet is new again."""
+
+        def prepare(state: Path) -> SQLiteStore:
+            store = open_store(state)
+            assert isinstance(store, SQLiteStore)
+            for number in range(1, 4):
+                assert see(store, number, number)
+            return store
+
+        kept = set()
+        for _ in at_each_step(tmp_path / "state", prepare, lambda store, _: store.forget(3)):
+            with opened(tmp_path / "state") as store:
+                kept.add(len(store._db.execute("SELECT * FROM seen").fetchall()))
+                assert not any(see(store, number, number) for number in range(1, 4))
+        assert kept == {1, 3}
+
     def test_t20_killed_at_each_step_of_an_opening(self, tmp_path: Path) -> None:
         """A grant is there whole or not at all, with its entry in the history; so is its end."""
 
@@ -454,17 +574,20 @@ class TestCrashes:
                 store.opened(GRANT, NOW, MONO)
                 if number % 10 == 5:
                     store.checkpoint()
-                assert use(store, number)
-                if number in (0, 5, 14, 25):
+                by_turns: list[Callable[[Store, int], bool]] = [use, use_step, see, use, use_step]
+                assert all(record(store, number) for record in by_turns[number % 3 :][:3])
+                if number in (0, 5, 13, 25):
                     shutil.copyfile(image, tmp_path / f"copy{number}")
 
         def afterwards() -> None:
-            for number in (0, 5, 14, 25):
+            for number in (0, 5, 13, 25):
                 mount("-o", "loop", str(tmp_path / f"copy{number}"), str(mounted))
                 with opened(mounted / "state") as store:
                     assert store.used("ssh", ALICE) == number + 1
                     assert all(store.was_used("ssh", sequence(used)) for used in range(number + 1))
                     assert store.place("ssh", ALICE) == place(number)
+                    assert store.steps() == {("ssh", "laptop"): number}
+                    assert not any(see(store, seen) for seen in range(number + 1))
                 subprocess.run(["umount", str(mounted)], check=True)
 
         in_private_mounts(until_it_fails)
@@ -526,10 +649,28 @@ class TestTrouble:
 
         in_private_mounts(act)
 
-    def _until_full(self, store: SQLiteStore, number: int) -> int:
+    @pytest.mark.parametrize("record", [use_step, see])
+    def test_a_full_disk_and_a_client(self, tmp_path: Path, record: Callable[[Store, int], bool]) -> None:
+        """What could not be recorded counts as soon as there is room."""
+
+        def act() -> None:
+            mount("-t", "tmpfs", "-o", "size=512k", "tmpfs", str(tmp_path))
+            with opened(tmp_path / "state") as store:
+                assert record(store, 0)
+                (tmp_path / "filler").write_bytes(bytes(os.statvfs(tmp_path).f_bavail * 4096))
+                number = self._until_full(store, 1, record)
+                with pytest.raises(StoreError, match="full"):
+                    record(store, number)
+                (tmp_path / "filler").unlink()
+                assert record(store, number)
+                assert not record(store, number)
+
+        in_private_mounts(act)
+
+    def _until_full(self, store: SQLiteStore, number: int, record: Callable[[Store, int], bool] = use) -> int:
         """The log has some room of its own: use until that is gone; the number that was refused."""
         try:
-            while use(store, number):
+            while record(store, number):
                 number += 1
         except StoreError:
             return number
@@ -608,7 +749,12 @@ class TestTrouble:
                 assert time.monotonic() - started < 1
                 assert "another program" in caught.value.hint
                 assert not store.was_used("ssh", sequence(1))
+                for record in (use_step, see):
+                    with pytest.raises(StoreError, match="locked"):
+                        record(store, 1)
             assert use(store, 1)
+            assert use_step(store, 1)
+            assert see(store, 1)
 
     @pytest.mark.parametrize("name", [DATABASE, f"{DATABASE}-wal"])
     def test_files_that_are_removed_while_in_use(self, tmp_path: Path, name: str) -> None:
@@ -616,7 +762,14 @@ class TestTrouble:
         with opened(tmp_path) as store:
             assert use(store, 1)
             (tmp_path / name).rename(tmp_path / "elsewhere")
-            for call in (lambda: use(store, 2), store.trim):
+            calls: tuple[Callable[[], object], ...] = (
+                lambda: use(store, 2),
+                lambda: use_step(store, 2),
+                lambda: see(store, 2),
+                lambda: store.forget(0),
+                store.trim,
+            )
+            for call in calls:
                 with pytest.raises(StoreError, match="removed"):
                     call()
             (tmp_path / "elsewhere").rename(tmp_path / name)
@@ -777,6 +930,24 @@ SCHEMA_1 = (
 )
 
 
+# Schema 2 had a column more, and no tables for what clients use.
+SCHEMA_2 = tuple(table.replace("    seal", "    by TEXT NOT NULL,\n    seal") for table in SCHEMA_1)
+
+
+def make_second(state: Path) -> Path:
+    """The same in schema 2."""
+    make_first(state)
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text("ascii").strip()
+    row = ("ssh", SRC, 130.0, NOW, boot, MONO, NOW, "")
+    with closing(sqlite3.connect(state / DATABASE, isolation_level=None)) as database:
+        for statement in ("BEGIN", "DROP TABLE grants", SCHEMA_2[2]):
+            database.execute(statement)
+        database.execute("INSERT INTO grants VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)", (*row, crc32(repr(row).encode())))
+        for statement in ("PRAGMA user_version = 2", "COMMIT"):
+            database.execute(statement)
+    return state
+
+
 def make_first(state: Path) -> Path:
     """A database of schema 1: a used sequence, an open door, one whose row is damaged, what happened."""
     state.mkdir(exist_ok=True)
@@ -807,7 +978,9 @@ def schema(state: Path) -> int:
 
 
 class TestEarlierSchema:
-    """T18: a database of the version before is gone on with; nothing that was used becomes valid again."""
+    """T18: a database of a version before is gone on with; nothing that was used becomes valid again."""
+
+    made = pytest.mark.parametrize(("number", "make"), [(1, make_first), (2, make_second)], ids=["1", "2"])
 
     def _is_whole(self, state: Path) -> None:
         with opened(state) as store:
@@ -816,46 +989,67 @@ class TestEarlierSchema:
             assert store.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
             assert [entry.event for entry in store.history(9)] == ["opened", "used"]
 
-    def test_it_is_gone_on_with_and_brought_up_to_date_once(self, tmp_path: Path) -> None:
+    @made
+    def test_it_is_gone_on_with_and_brought_up_to_date_once(
+        self, tmp_path: Path, number: int, make: Callable[[Path], Path]
+    ) -> None:
         """Used sequences, places, history and grants are kept; a row that was damaged then opens nothing now."""
-        make_first(tmp_path)
+        make(tmp_path)
+        assert schema(tmp_path) == number
         self._is_whole(tmp_path)
-        assert schema(tmp_path) == 2
+        assert schema(tmp_path) == 3
         with opened(tmp_path) as store:
             longer = GRANT._replace(expires=140.0)
             store.opened(longer, NOW, MONO, "root")
         with opened(tmp_path) as store:
             assert store.grants(NOW, MONO) == [StoredGrant(longer, NOW, "root")]
             assert use(store, 2)
+            assert use_step(store, 2)
+            assert see(store, 2)
+        with opened(tmp_path) as store:
+            assert store.steps() == {("ssh", "laptop"): 2}
+            assert not see(store, 2)
 
-    def test_who_only_reads_it_has_its_answer_and_changes_nothing(self, tmp_path: Path) -> None:
+    @made
+    def test_who_only_reads_it_has_its_answer_and_changes_nothing(
+        self, tmp_path: Path, number: int, make: Callable[[Path], Path]
+    ) -> None:
         """And the same one, if a daemon brings it up to date meanwhile."""
-        make_first(tmp_path)
+        make(tmp_path)
         TestReading()._ask(tmp_path)
-        assert schema(tmp_path) == 1
+        assert schema(tmp_path) == number
         with closing(sqlite3.connect(tmp_path / DATABASE)) as other:  # it has its log then, as beside a daemon
             other.execute("SELECT count(*) FROM used").fetchone()
             with read_only(tmp_path) as reader:
                 assert in_child(lambda: open_store(tmp_path).close()) == 0
                 assert reader.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
-        assert schema(tmp_path) == 2
+                assert reader.steps() == {}
+                assert not reader.was_seen(identity(1), 1, "vpn", "laptop")
+        assert schema(tmp_path) == 3
 
-    def test_killed_at_any_moment_it_is_of_the_old_schema_or_of_the_new_one(self, tmp_path: Path) -> None:
+    @made
+    def test_killed_at_any_moment_it_is_of_the_old_schema_or_of_the_new_one(
+        self, tmp_path: Path, number: int, make: Callable[[Path], Path]
+    ) -> None:
         def prepare(state: Path) -> sqlite3.Connection:
-            return module._connect(make_first(state) / DATABASE, "rw", 1.0)
+            return module._connect(make(state) / DATABASE, "rw", 1.0)
+
+        def act(database: sqlite3.Connection, _: int) -> None:
+            module._bring_up_to_date(database, number)
 
         found = set()
-        for _ in at_each_step(tmp_path / "state", prepare, lambda database, _: module._bring_up_to_date(database, 1)):
+        for _ in at_each_step(tmp_path / "state", prepare, act):
             found.add(schema(tmp_path / "state"))
             with read_only(tmp_path / "state") as reader:
                 assert reader.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
             self._is_whole(tmp_path / "state")
-        assert found == {1, 2}
+        assert found == {number, 3}
 
-    def test_on_a_full_disk_it_stays_as_it_was(self, tmp_path: Path) -> None:
+    @made
+    def test_on_a_full_disk_it_stays_as_it_was(self, tmp_path: Path, number: int, make: Callable[[Path], Path]) -> None:
         def act() -> None:
             mount("-t", "tmpfs", "-o", "size=1m,mode=711", "tmpfs", str(tmp_path))
-            make_first(tmp_path)
+            make(tmp_path)
             with suppress(OSError), (tmp_path / "filler").open("wb", buffering=0) as filler:
                 while True:
                     filler.write(bytes(4096))
@@ -908,9 +1102,9 @@ class TestDamage:
         """Another version's meaning is not guessed."""
         with opened(tmp_path):
             pass
-        raw(tmp_path, "PRAGMA user_version = 3")
+        raw(tmp_path, "PRAGMA user_version = 4")
         before = (tmp_path / DATABASE).read_bytes()
-        assert "newer logknock (schema 3, this is 2)" in refused(tmp_path).message
+        assert "newer logknock (schema 4, this is 3)" in refused(tmp_path).message
         assert "use that version again" in refused(tmp_path).hint
         with pytest.raises(StoreError, match="newer"):
             read_only(tmp_path)
@@ -930,11 +1124,26 @@ class TestDamage:
             pytest.param("UPDATE grants SET expires = mono - 1", id="a grant that ended before it began"),
             pytest.param("UPDATE places SET last = x'0600'", id="half a knock"),
             pytest.param("UPDATE places SET offset = -1", id="a place before the file"),
+            pytest.param("DROP TABLE seen", id="no table of packets"),
+            pytest.param("DROP INDEX seen_by_stamp", id="no index of packets"),
+            pytest.param("CREATE TRIGGER t AFTER INSERT ON steps BEGIN DELETE FROM steps; END", id="T18 a trigger"),
+            pytest.param("UPDATE steps SET step = step - 1", id="T18 a step that was not the last"),
+            pytest.param("UPDATE steps SET client = 'phone'", id="T18 a step of another client"),
+            pytest.param("UPDATE seen SET identity = zeroblob(32)", id="T18 another packet"),
+            pytest.param("UPDATE seen SET stamp = stamp + 1", id="T18 a packet of another time"),
+            pytest.param("UPDATE seen SET client = 'phone'", id="T18 a packet of another client"),
+            pytest.param("UPDATE forgotten SET stamp = 1", id="T18 a mark that went back"),
+            pytest.param("UPDATE forgotten SET client = 'phone'", id="T18 a mark of another client"),
+            pytest.param("INSERT INTO steps VALUES ('ssh', 'tablet', -1, 1)", id="a step before the first one"),
         ],
     )
     def test_what_no_logknock_wrote(self, tmp_path: Path, statement: str) -> None:
         """Found at the start."""
         with opened(tmp_path) as store:
+            see(store, 2, 2)
+            store.forget(3)
+            see(store, 1)
+            use_step(store, 2)
             use(store, 1)
             store.opened(GRANT, NOW, MONO)
         raw(tmp_path, "PRAGMA ignore_check_constraints = ON", statement)
@@ -969,6 +1178,41 @@ class TestDamage:
             with pytest.raises(StoreError, match="makes no sense"):
                 store.used("ssh", ALICE)
 
+    def test_t18_a_client_s_row_that_goes_bad_while_in_use(self, tmp_path: Path) -> None:
+        """What it says is not believed: nobody gets in on it, and another client is not touched by it."""
+        with opened(tmp_path) as store:
+            assert use_step(store, 5)
+            assert see(store, 1, 1)
+            store.forget(2)
+            raw(tmp_path, "UPDATE steps SET step = 1", "UPDATE forgotten SET stamp = 0")
+            for call in (lambda: use_step(store, 6), lambda: see(store, 2, 9), store.steps):
+                with pytest.raises(StoreError, match="makes no sense"):
+                    call()
+            assert use_step(store, 5, "phone")
+            assert see(store, 2, 9, "phone")
+
+    def test_t18_a_packet_that_one_of_two_trees_has_lost(self, tmp_path: Path) -> None:
+        """By time it is still there, by identity it would be new."""
+        with opened(tmp_path) as store:
+            see(store, 1)
+        with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+            row = database.execute("SELECT * FROM sqlite_master WHERE name = 'seen_by_stamp'").fetchone()
+        raw(tmp_path, "PRAGMA writable_schema = ON", "DELETE FROM sqlite_master WHERE name = 'seen_by_stamp'")
+        raw(tmp_path, "DELETE FROM seen")
+        with closing(sqlite3.connect(tmp_path / DATABASE)) as database, database:
+            database.execute("PRAGMA writable_schema = ON")
+            database.execute("INSERT INTO sqlite_master VALUES (?, ?, ?, ?, ?)", row)
+        assert "is damaged" in refused(tmp_path).message
+
+    @pytest.mark.parametrize("client", ["\x1b[2J", "a\nb", "s\u202eh"])
+    def test_no_client_has_such_a_name(self, tmp_path: Path, client: str) -> None:
+        """The seal is easily made; what is told of a client goes to the log as it is."""
+        with opened(tmp_path) as store:
+            assert use_step(store, 5, client)
+            with pytest.raises(StoreError, match="makes no sense"):
+                store.steps()
+        assert "makes no sense" in refused(tmp_path).message
+
     def test_a_log_without_its_database(self, tmp_path: Path) -> None:
         """SQLite would apply the old log to a new database."""
 
@@ -989,8 +1233,11 @@ class TestDamage:
         with opened(state) as store:
             for number in range(COUNT):
                 use(store, number)
+                use_step(store, number, f"client{number % 50}")
                 if number % 5 == 0:
+                    see(store, number, number + 1)
                     store.opened(Grant("ssh", number.to_bytes(4, "big"), 130.0), NOW, MONO)
+            store.forget(COUNT // 2)
         return state / DATABASE
 
     def test_a_schema_that_is_no_text(self, whole: Path, tmp_path: Path) -> None:
@@ -1037,11 +1284,15 @@ class TestDamage:
                 lost = [number for number in range(COUNT) if not store.was_used("ssh", sequence(number))]
                 grants = store.grants(NOW, MONO)
                 store.history(COUNT)
+                new = [number for number in range(0, COUNT, 5) if see(store, number, number + 1)]
+                steps = store.steps()
                 use(store, COUNT)
             except StoreError:
                 return
         made = {StoredGrant(Grant("ssh", number.to_bytes(4, "big"), 130.0), NOW) for number in range(0, COUNT, 5)}
         assert set(grants) <= made
+        assert not new
+        assert steps == {("ssh", f"client{number % 50}"): number for number in range(COUNT - 50, COUNT)}
         if exact:
             assert not lost
             assert set(grants) == made
@@ -1148,13 +1399,13 @@ class TestForeign:
                 assert reader.was_used("ssh", sequence(1))
             assert "another user" in refused(state).message, "root believes nobody else"
 
-    @pytest.mark.parametrize("door", ["\x1b[2J", "ssh\nlogknock: 1 doors are open", "", "x" * 64, "s\u202eh"])
+    @pytest.mark.parametrize("door", ["\x1b[2J", "ssh\nlogknock: 1 doors are open", "", "x" * 74, "s\u202eh"])
     def test_no_door_has_such_a_name(self, tmp_path: Path, door: str) -> None:
         """The seal is easily made; what is told of a grant goes to the log as it is."""
         with opened(tmp_path) as store:
-            for name in (door, "x" * 63):
+            for name in (door, "x" * 73):
                 store.opened(GRANT._replace(door=name), NOW, MONO)
-            assert [stored.grant.door for stored in store.grants(NOW, MONO)] == ["x" * 63]
+            assert [stored.grant.door for stored in store.grants(NOW, MONO)] == ["x" * 73]
 
 
 def test_without_a_store_one_time_doors_stay_shut(tmp_path: Path) -> None:
@@ -1170,8 +1421,12 @@ def test_without_a_store_one_time_doors_stay_shut(tmp_path: Path) -> None:
     assert store.grants(NOW, MONO) == []
     assert store.history(9) == []
     assert not store.needs_checkpoint
+    store.forget(1)
     for call in (
         lambda: use(store, 1),
+        lambda: use_step(store, 1),
+        store.steps,
+        lambda: see(store, 1),
         lambda: store.was_used("ssh", sequence(1)),
         lambda: store.place("ssh", ALICE),
         lambda: store.used("ssh", ALICE),
@@ -1192,6 +1447,6 @@ def test_after_the_end(tmp_path: Path) -> None:
         use(store, 1)
     reader: Reader = store
     store.close()
-    for call in (lambda: use(store, 2), lambda: reader.was_used("ssh", sequence(1)), lambda: store.trim()):
+    for call in (lambda: use(store, 2), lambda: see(store, 2), reader.steps, store.trim):
         with pytest.raises(StoreError):
             call()
