@@ -5,20 +5,25 @@ Rule 2: the files may say anything: load() answers with a Config or a ConfigErro
 """
 
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses
 from math import factorial
 from pathlib import Path
 from typing import Any, TypeVar
 
+from . import config_clients as clients
 from . import config_values as values
+from . import spa
 from .config_values import Endpoint, Network, PortRange, parse_duration
-from .knock import MAX_SEQUENCE, Door, Service, TcpFlags
+from .knock import MAX_SEQUENCE, Door, Proof, Service, TcpFlags
 from .ownership import read_hint
-from .packet import TCP, UDP
+from .packet import ICMP, ICMP6, TCP, UDP
 from .records import Wanted
 from .toml_files import MINIMAL, ConfigError, Note, Problem, Report, credentials_folder, read_files
+from .toml_lines import KeyPath
 from .toml_tables import Table
+from .totp import TotpDoor
 
 # What other rooms and their users need to load a configuration and to report what is wrong with it.
 __all__ = ["Config", "ConfigError", "Firewall", "Metrics", "PortRange", "Problem", "Scan", "load", "parse_duration"]
@@ -103,6 +108,12 @@ class Config:
     state: Path
     runtime: Path
     warnings: tuple[Problem, ...]
+    totp: tuple[TotpDoor, ...] = ()  # of doors with proof "totp" or "code": what their clients derive and from what
+    host: str = ""  # what clients derive with: this host's name
+    spa_keys: tuple[spa.Key, ...] = ()  # their `door` is the name as it is written
+    spa_ports: tuple[PortRange, ...] = ()  # where packets to SPA doors come in; no two of them overlap
+    spa_icmp: bool = False  # whether echo requests are looked at, too
+    homes: Mapping[tuple[str, str], Path] = field(default_factory=dict)  # the file of each client, by door and name
 
     @property
     def logged_to(self) -> str:
@@ -122,8 +133,10 @@ class Config:
 
     @property
     def knocked(self) -> frozenset[Service]:
-        """The services that some sequence knocks on, but for those in files of one-time sequences."""
-        return frozenset(service for door in self.doors for service in door.sequence)
+        """The services that some sequence knocks on, or can; but for those in files of one-time sequences."""
+        return frozenset(service for door in self.doors for service in door.sequence).union(
+            *(door.services for door in self.totp)
+        )
 
     @property
     def watched(self) -> frozenset[Service]:
@@ -131,25 +144,54 @@ class Config:
         return self.knocked if self.firewall.record else frozenset()
 
     @property
+    def spa_places(self) -> tuple[PortRange, ...]:
+        """Where our own rules look for SPA packets, no two overlapping: nowhere where another firewall's log is read.
+
+        Echo requests have no port, so that any stands for it.
+        """
+        icmp = (PortRange(proto, 0, 65_535) for proto in (ICMP, ICMP6) if self.spa_icmp)
+        return (*self.spa_ports, *icmp) if self.firewall.record else ()
+
+    @property
+    def spa_ends(self) -> frozenset[Service]:
+        """The first and the last of each of these: what is in the rules has both."""
+        return frozenset(Service(ports.proto, port) for ports in self.spa_places for port in ports[1:])
+
+    @property
     def onetime_files(self) -> tuple[Path, ...]:
         """The files of one-time sequences that some door reads."""
         return tuple(dict.fromkeys(Path(file) for door in self.doors for file in door.onetime))
 
+    @property
+    def spa_doors(self) -> dict[tuple[str, Service], Door]:
+        """What opens a service of an SPA door, by the door's name as it is written: a key's `door` and what it asks."""
+        return {
+            (door.name.partition(":")[0], service): door
+            for door in self.doors
+            if door.proof == "spa"
+            for service in door.opens
+        }
+
 
 def load(path: Path) -> Config:
-    """Read the file, its neighbours conf.d/*.toml and the service's credentials *.toml.
+    """Read the file, its neighbours conf.d/*.toml and clients/*.toml, and the service's credentials *.toml.
 
     Raises ConfigError with every problem.
     """
     report = Report(denied=read_hint)
     shared = {name: Table((name,), path, report) for name in ("log", "firewall", "scan", "metrics", "paths")}
     log, firewall, scan, metrics, paths = shared.values()
-    tables = _sort_in(read_files(path, report, credentials_folder(path)), shared, report)
-    doors = [(_door(table), table) for table in tables]
+    shared["totp"] = Table(("totp",), path, report)
+    tables, client_tables = _sort_in(read_files(path, report, credentials_folder(path)), shared, report)
+    terms = [clients.read_terms(table) for table in tables]
+    doors = [(_door(table, asked.proof), table) for table, asked in zip(tables, terms, strict=True)]
+    proven = [clients.Proven(*door, asked) for door, asked in zip(doors, terms, strict=True) if asked.proof]
+    host = clients.read_host(shared["totp"], proven)
+    known = clients.read_clients(client_tables, proven, host)
     config = Config(
         file=path,
         **_log(log),
-        doors=tuple(door for door, _ in doors),
+        doors=clients.split(door for door, _ in doors),
         firewall=_firewall(firewall),
         scan=_scan(scan),
         metrics=Metrics(
@@ -159,6 +201,12 @@ def load(path: Path) -> Config:
         state=paths.read("state", values.path("/var/lib/logknock"), Path("/var/lib/logknock")),
         runtime=paths.read("runtime", values.path("/run/logknock"), Path("/run/logknock")),
         warnings=(),
+        totp=known.totp,
+        host=host,
+        spa_keys=known.keys,
+        spa_ports=clients.spa_ports(proven),
+        spa_icmp=any(asked.icmp for asked in terms),
+        homes={(str(table.name[-2]), str(table.name[-1])): table.home for table in client_tables},
     )
     for table in (*shared.values(), *tables):
         table.finish()
@@ -166,11 +214,15 @@ def load(path: Path) -> Config:
     if report.complete:
         _check_together(path, doors, report)
         _check_guarded(config.firewall, firewall, doors)
+        clients.check_ports(proven, config.doors, config.guarded, config.firewall.exclude)
+        clients.check_source(proven, config.sources, log)
+        clients.check_owners(client_tables, {door.name: door.proof for door, _ in doors})
     if report.errors:
         raise ConfigError(report.located(report.errors), report.exit_code)
     if config.firewall.record:
         _warn_of_scans(config.firewall.traps, firewall, doors)
     _warn_of_overlaps(doors)
+    clients.warn_of_clients(known, proven)
     if config.scan.ports:
         _warn_of_bans(config, scan)
     return replace(config, warnings=report.located(report.warnings))
@@ -179,29 +231,40 @@ def load(path: Path) -> Config:
 # ---- tables
 
 
-def _sort_in(files: list[tuple[Path, dict[str, Any]]], merged: dict[str, Table], report: Report) -> list[Table]:
-    """Fill the tables that files share, and give back a table for each door; a door has all its keys in one file."""
-    tables: list[Table] = []
-    home: dict[str, Path] = {}
+_DOORS, _CLIENTS = "[doors.NAME]", "[clients.DOOR.NAME]"
+
+_Files = list[tuple[Path, dict[str, Any]]]
+
+
+def _sort_in(files: _Files, merged: dict[str, Table], report: Report) -> tuple[list[Table], list[Table]]:
+    """Fill the tables that files share, and give back a table for each door and each client, with its keys.
+
+    A door has all its keys in one file, and so has a client.
+    """
+    doors: list[Table] = []
+    found: list[Table] = []
+    homes: dict[KeyPath, Path] = {}
     for file, data in files:
         top = Table((), file, report)
         top.add(file, data)
         for name, table in merged.items():
             table.add(file, top.read(name, values.table(f"[{name}]"), {}))
-        doors = Table(("doors",), file, report)
-        written: dict[str, Any] = top.read("doors", values.table("[doors.NAME]"), {})
-        doors.add(file, written)
-        for name in written:
-            table = Table(("doors", name), file, report)
-            table.add(file, doors.read(name, values.table("[doors.NAME]"), {}))
-            if name in doors.wrong:
-                continue
-            if name in home:
-                doors.error(name, f"the same door is in {home[name]} too", "a door has all its keys in one file")
-            home.setdefault(name, file)
-            tables.append(table)
+        doors += _named(top.table("doors", _DOORS), _DOORS, homes)
+        for owner in top.table("clients", _CLIENTS).tables(_CLIENTS):
+            found += _named(owner, _CLIENTS, homes)
         top.finish()
-    return tables
+    return doors, found
+
+
+def _named(tables: Table, header: str, homes: dict[KeyPath, Path]) -> Iterator[Table]:
+    """The tables in one; `homes` says in which file each was found first."""
+    what = "door" if tables.name[0] == "doors" else "client"
+    for table in tables.tables(header):
+        home = homes.setdefault(table.name, table.home)
+        if home != table.home:
+            message = f"the same {what} is in {home} too"
+            tables.error(str(table.name[-1]), message, f"a {what} has all its keys in one file")
+        yield table
 
 
 _DOOR = Door("", ())  # for its defaults
@@ -248,7 +311,7 @@ def _check_metrics(config: Config, table: Table) -> None:
         table.warn("listen", message, f'listen = "unix:{config.runtime / "metrics.sock"}"')
 
 
-def _door(table: Table) -> Door:
+def _door(table: Table, proof: Proof) -> Door:
     door = Door(
         name=str(table.name[-1]),
         sequence=table.read_list("sequence", values.service, most=MAX_SEQUENCE),
@@ -259,6 +322,7 @@ def _door(table: Table) -> Door:
         closes=table.read_list("closes", values.text("ssh"), repeats=False),
         timeout=table.read("timeout", values.duration("1s", "365d"), _DOOR.timeout),
         guard=table.read("guard", values.switch, _DOOR.guard),
+        proof=proof,
         onetime=tuple(map(str, table.read_list("onetime", values.path("/etc/logknock/onetime/laptop"), repeats=False))),
         target=frozenset(table.read_list("target", values.address)),
         cooldown=table.read("cooldown", values.duration("0s", "365d"), _DOOR.cooldown),
@@ -285,16 +349,20 @@ def _check_door(door: Door, table: Table) -> None:
         table.error(
             "", "this is no name for a door", "up to 63 letters, digits and . _ -, the first a letter or a digit"
         )
-    if table.has("sequence") and table.has("onetime"):
-        table.error("onetime", "a door has a sequence or files of one-time sequences", "make two doors of it")
-    elif not (table.has("sequence") or table.has("onetime")):
-        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "9000/udp", "8000/tcp"]')
+    asked = [key for key in ("sequence", "onetime", "totp", "spa") if table.has(key)]
+    if len(asked) > 1:
+        message = "a door has a sequence or files of one-time sequences" + ", or totp, or spa" * bool(door.proof)
+        table.error(asked[-1], message, "make two doors of it")
+    elif not asked:
+        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "9000/udp", "8000/tcp"]; or onetime, totp, spa')
     elif not door.sequence and table.has("sequence") and "sequence" not in table.wrong:
         table.error("sequence", "has no knock", "three knocks are a good beginning")
     elif not door.onetime and table.has("onetime") and "onetime" not in table.wrong:
         table.error("onetime", "names no file", "`logknock onetime generate` makes one")
     if len(door.onetime) > MAX_FILES:
         table.error("onetime", f"names {len(door.onetime)} files, and {MAX_FILES} are the most", "make two doors of it")
+    if door.proof == "spa" and not door.opens and "opens" not in table.wrong:
+        table.error("opens", "is missing: a packet asks for services by name", 'opens = ["22/tcp"]')
     if door.name in door.closes:
         table.error("closes", "a door cannot close itself", "its timeout does that")
     for key in ("on_open", "on_close", "on_open_6", "on_close_6"):

@@ -7,6 +7,8 @@ Rule 3: pure: no file, no key, and no value beside another is known here.
 
 import json
 import re
+from base64 import b64decode
+from binascii import Error as Base64Error
 from collections.abc import Callable
 from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from pathlib import Path
@@ -27,6 +29,12 @@ _DURATION = re.compile(
     r"(?=.)(?:(\d{1,10})d)?(?:(\d{1,10})h)?(?:(\d{1,10})m)?(?:(\d{1,10})s)?(?:(\d{1,10})ms)?", re.ASCII
 )
 _UNITS = (86_400, 3_600, 60, 1, 0.001)
+
+# Also an address: it is only compared.
+_HOST = re.compile(r"[A-Za-z0-9_.:-]{1,253}")
+
+# What does not belong into base64 where it stands.
+_NOT_BASE64 = re.compile(r"[^A-Za-z0-9+/=]|=(?!=?\Z)")
 
 _KINDS = {bool: "true or false", str: "text", int: "a whole number", float: "a number", list: "a list", dict: "a table"}
 
@@ -183,6 +191,43 @@ def _refuse_zone(written: str) -> None:
         raise WrongError(f"{written!r} has a zone", "a packet's source has none: leave out what begins with %")
 
 
+def base64_key(low: int, high: int) -> Callable[[object], bytes]:
+    """A key of so many bytes in base64 (RFC 4648, section 4); nothing of it is in what is raised."""
+
+    def parse(value: object) -> bytes:
+        written = _of(str, value, "write it in quotes, as `logknock keygen` prints it")
+        if wrong := _NOT_BASE64.search(written):
+            hint = "A-Z, a-z, 0-9, + and /, and = at its end only: as `logknock keygen` prints it"
+            raise WrongError(f"character {wrong.start() + 1} is none of base64's", hint)
+        try:
+            found = b64decode(written, validate=True)
+        except Base64Error:
+            hint = "copy it whole, with the = at its end: its length is a multiple of 4"
+            raise WrongError(f"{len(written)} characters are no whole base64: some are missing", hint) from None
+        return _key(found, low, high)
+
+    return parse
+
+
+def passphrase(low: int, high: int) -> Callable[[object], bytes]:
+    """A key of so many bytes as it is typed, in UTF-8; nothing of it is in what is raised."""
+
+    def parse(value: object) -> bytes:
+        written = _of(str, value, "write it in quotes")
+        if not written.isprintable():
+            raise WrongError("has characters that cannot be printed", "write such a key in base64")
+        return _key(written.encode(), low, high)
+
+    return parse
+
+
+def _key(found: bytes, low: int, high: int) -> bytes:
+    if not low <= len(found) <= high:
+        what = "is too short" if len(found) < low else "is too long"
+        raise WrongError(f"{what}: {len(found)} bytes, and it has {low}-{high}", "`logknock keygen` makes good ones")
+    return found
+
+
 def argument(value: object) -> str:
     """One argument of a command, as the program is to get it."""
     written = text("{src}")(value)
@@ -198,6 +243,14 @@ def file_name(value: object) -> str:
         hint = "up to 63 letters, digits and . _ -, the first a letter or a digit"
         raise WrongError(f"{written!r} is no file name here", hint)
     return written
+
+
+def host_name(value: object) -> str:
+    """What this host is called, in lower case: it has to be the same, letter by letter, at its clients."""
+    written = text("gate.example")(value)
+    if not _HOST.fullmatch(written):
+        raise WrongError(f"{written!r} is no host name", "up to 253 letters, digits and . _ : -")
+    return written.lower()
 
 
 def port_range(value: object) -> PortRange:

@@ -12,18 +12,18 @@ one's place: of a line that is only half written the half would count.
 import errno
 import os
 import stat
-import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from itertools import islice, repeat
+from itertools import chain, islice, repeat
 from pathlib import Path
 from shlex import quote
 from typing import NamedTuple
 
+from . import ownership
 from .errors import BAD_CONFIG, FAILURE, NO_PERMISSION, LogknockError, printable
 from .knock import MAX_SEQUENCE, Door, Sequence, Service
 from .onetime import MAX_LINE, Place, format_line, parse_knock, parse_line
-from .ownership import read_hint, show_to_group
+from .ownership import read_hint
 
 # What is read at a time; more than MAX_LINE.
 CHUNK = 65_536
@@ -255,21 +255,7 @@ def write_new(path: Path, sequences: Iterable[Sequence]) -> None:
     there already, before the first of the sequences is asked for.
     """
     try:
-        if os.path.lexists(path):
-            raise FileExistsError
-        descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        try:
-            with open(descriptor, "wb") as file:
-                show_to_group(descriptor, path.parent)
-                file.write(_HEADER)
-                file.writelines(map(format_line, sequences))
-                file.flush()
-                os.fsync(descriptor)
-            os.link(temporary, path)  # unlike a rename, never in another file's place
-        finally:
-            os.unlink(temporary)
-        with _descriptor(path.parent, os.O_DIRECTORY) as folder:
-            os.fsync(folder)
+        ownership.write_new(path, chain((_HEADER,), map(format_line, sequences)))
     except OSError as error:
         raise _not_written(path, error) from None
 

@@ -8,6 +8,7 @@ the daemon's user may put one in the place of whatever is to be given away.
 import os
 import pwd
 import stat
+import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -54,13 +55,45 @@ def show_to_group(descriptor: int, folder: Path) -> None:
     """A file that root has made in the folder can be read by the folder's group. Raises OSError.
 
     Only where the folder is root's, a group may look into it and not write, and others may do neither: such as
-    /etc/logknock, which is for the daemon to read. Nobody sees then what the folder was not meant to show.
+    /etc/logknock, which is for the daemon to read. Nobody sees then what the folder was not meant to show. A directory
+    that root has made in it can be looked into by them.
     """
     found = folder.stat()
     readable = found.st_mode & 0o077 == stat.S_IRGRP | stat.S_IXGRP
     if os.geteuid() == 0 == found.st_uid and found.st_gid and readable:
         os.fchown(descriptor, -1, found.st_gid)
-        os.fchmod(descriptor, 0o640)
+        os.fchmod(descriptor, 0o750 if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 0o640)
+
+
+def write_new(path: Path, pieces: Iterable[bytes], *, shown: bool = True) -> None:
+    """Write a file: whole and on the disk, or not at all; never over another one. Raises OSError.
+
+    Only its owner can read it and, where it is `shown`, the group that the directory is shown to. Where the file is
+    there already, it is FileExistsError, before the first of the pieces is asked for.
+    """
+    if os.path.lexists(path):
+        raise FileExistsError
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with open(descriptor, "wb") as file:
+            if shown:
+                show_to_group(descriptor, path.parent)
+            file.writelines(pieces)
+            file.flush()
+            os.fsync(descriptor)
+        os.link(temporary, path)  # unlike a rename, never in another file's place
+    finally:
+        os.unlink(temporary)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Have the disk know what files there are in it. Raises OSError."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 # ---- what the service can read
@@ -85,13 +118,17 @@ def kept_from_service(config_file: Path, onetime_files: Iterable[Path] = ()) -> 
     user = service_user()
     if os.geteuid() or user is None or _SERVICE_CONFIG not in config_file.absolute().parents:
         return
-    beside = config_file.parent / "conf.d"
+    beside = [path for name in ("conf.d", "clients") for path in _with_files(config_file.parent / name)]
     told: set[str] = set()
-    for path in (config_file, beside, *sorted(beside.glob("*.toml")), *onetime_files):
+    for path in (config_file, *beside, *onetime_files):
         remedy = _remedy(path, user)
         if remedy and remedy not in told:  # a directory keeps them from all that is in it
             told.add(remedy)
             yield Unreadable(path, remedy)
+
+
+def _with_files(folder: Path) -> list[Path]:
+    return [folder, *sorted(folder.glob("*.toml"))]
 
 
 def read_hint(path: Path) -> str:

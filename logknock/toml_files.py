@@ -32,6 +32,10 @@ AS_OWNER = "run this as root, or as the file's owner"
 # An error quotes what it is about; a value longer than this is not shown whole.
 _MAX_SHOWN = 300
 
+# What of the directory of a configuration is read behind it: parts of it, and a client's secret each.
+CLIENTS = "clients"
+BESIDE = ("conf.d", CLIENTS)
+
 # What the unit reads, or its instances in directories below, and where systemd puts what is secret.
 _CONFIG = Path("/etc/logknock/logknock.toml")
 _CREDENTIALS = Path("/run/credentials")
@@ -144,15 +148,24 @@ def _key_text(path: KeyPath) -> str:
     return ".".join(key if _BARE_KEY.fullmatch(key) else json.dumps(short(key), ensure_ascii=False) for key in keys)
 
 
+def header(*keys: str) -> str:
+    """The line that a table begins with."""
+    return f"[{_key_text(keys)}]"
+
+
 # ---- files
 
 
 def read_files(path: Path, report: Report, credentials: Path | None = None) -> list[tuple[Path, dict[str, Any]]]:
-    """What the file and its neighbours conf.d/*.toml say, in the order in which they count; then credentials/*.toml."""
+    """What the file and its neighbours conf.d/*.toml say, in the order in which they count.
+
+    Then clients/*.toml beside it, and what is in `credentials`.
+    """
     files = [(path, read_file(path, report))]
     if path not in report.texts:  # not even opened: what is beside it does not matter
         return []
-    files += _read_folder(path.parent / "conf.d", report, of_service=False)
+    for folder in BESIDE:
+        files += _read_folder(path.parent / folder, report, of_service=False)
     if credentials is not None:
         files += _read_folder(credentials, report, of_service=True)
     return [(file, data) for file, data in files if data is not None]

@@ -4,7 +4,7 @@ Rule 1: a wrong value is noted and its default is given, so that the reading goe
 Rule 2: a key that nobody asks for is unknown, and noted. Rule 3: what a value means is its parser's business.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
@@ -23,7 +23,7 @@ class Table:
     def __init__(self, name: KeyPath, home: Path, report: Report) -> None:
         self.name = name
         self.wrong: set[str] = set()  # keys with an error
-        self._home = home
+        self.home = home
         self._report = report
         self._written: dict[str, tuple[Path, object]] = {}
         self._known: list[str] = []
@@ -62,13 +62,23 @@ class Table:
             found.append(value)
         return tuple(found)
 
-    def table(self, key: str) -> "Table":
-        """A table within this one, to be asked and finished in the same way."""
-        inner = Table((*self.name, key), self._home, self._report)
-        data: dict[str, Any] = self.read(key, values.table(f"[{'.'.join(map(str, inner.name))}]"), {})
+    def table(self, key: str, header: str = "") -> "Table":
+        """A table within this one, to be asked and finished in the same way; `header` is how one would begin."""
+        inner = Table((*self.name, key), self.home, self._report)
+        header = header or f"[{'.'.join(map(str, inner.name))}]"
+        data: dict[str, Any] = self.read(key, values.table(header), {})
         if data:
             inner.add(self._written[key][0], data)
         return inner
+
+    def tables(self, header: str) -> Iterator["Table"]:
+        """All tables within this one, whatever they are called; what is there and is none is noted."""
+        for key in self._written:
+            data: dict[str, Any] = self.read(key, values.table(header), {})
+            if key not in self.wrong:
+                inner = Table((*self.name, key), self._written[key][0], self._report)
+                inner.add(inner.home, data)
+                yield inner
 
     def finish(self) -> None:
         """Note the keys that nobody asked for."""
@@ -95,6 +105,6 @@ class Table:
             return None
 
     def _note(self, key: str, message: str, hint: str, item: int | None) -> Note:
-        file = self._written[key][0] if key in self._written else self._home
+        file = self._written[key][0] if key in self._written else self.home
         path = (*self.name, *((key,) if key else ()), *(() if item is None else (item,)))
         return Note(file, path, short(message), short(hint))

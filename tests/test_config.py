@@ -18,6 +18,8 @@ from logknock.control import NAME
 from logknock.knock import Door, Service, SetName, TcpFlags
 from logknock.packet import FIN, SYN, TCP, UDP
 from logknock.records import Wanted
+from logknock.spa import Key
+from logknock.totp import TotpDoor
 
 from .config_files import DOOR, STEPS, Claims, errors, write
 from .toml_writer import Writer, values
@@ -132,6 +134,7 @@ def test_a_full_configuration_is_what_its_file_says(tmp_path: Path) -> None:
             ),
         ),
         warnings=config.warnings,
+        host=config.host,
     )
     (warning,) = config.warnings
     assert "metrics.listen: every local user can read the numbers" in str(warning), "over TCP, and not at a socket"
@@ -191,7 +194,7 @@ TABLES: Claims = {
     "a door without a sequence": (
         '[doors.a]\nopens = ["22/tcp"]',
         "1: doors.a.sequence: is missing",
-        'sequence = ["7000/tcp", "9000/udp", "8000/tcp"]',
+        'sequence = ["7000/tcp", "9000/udp", "8000/tcp"]; or onetime, totp, spa',
     ),
     "a door that does nothing": (
         f"[doors.a]\nsequence = {STEPS}",
@@ -316,8 +319,8 @@ def test_the_same_door_in_two_files_is_an_error_that_names_both(tmp_path: Path) 
 good = st.sampled_from(
     ["7000/tcp", "22/tcp", "9/udp", "30s", "1h30m", "syn", "inet t s", "a", "b", "10.0.0.0/8", "::/0", "/x", "nflog"]
 )
-named = [field.name for kind in (Config, Firewall, Scan, Metrics, Door) for field in fields(kind)]
-keys = st.sampled_from([*named, "log", "paths", "prefix", "a", "b"])
+named = [field.name for kind in (Config, Firewall, Scan, Metrics, Door, TotpDoor, Key) for field in fields(kind)]
+keys = st.sampled_from([*named, "log", "paths", "prefix", "spa", "ports", "secret", "key_base64", "hmac", "a", "b"])
 shaped = st.dictionaries(keys, good | st.lists(good, max_size=4) | values, max_size=6)
 files = st.fixed_dictionaries(
     {},
@@ -327,6 +330,8 @@ files = st.fixed_dictionaries(
         "scan": shaped | values,
         "metrics": shaped | values,
         "paths": shaped | values,
+        "totp": shaped | values,
+        "clients": st.dictionaries(keys, st.dictionaries(keys, shaped, max_size=2) | values, max_size=3) | values,
         "doors": st.dictionaries(keys, shaped, max_size=3) | values,
         "x": values,
     },
@@ -398,7 +403,8 @@ def test_the_documented_defaults_are_the_defaults(tmp_path: Path) -> None:
 def test_every_key_is_documented_with_its_default(tmp_path: Path) -> None:
     """The keys of each table are those of the page's, in its table and in the block that writes out the defaults."""
     shared = ("log", "firewall", "scan", "metrics", "paths")
-    _, hints = errors(write(tmp_path, "".join(f"[{name}]\nzzz=1\n" for name in (*shared, "doors.ssh"))))
+    proven = ("totp", "doors.ssh.totp", "clients.ssh.a", "doors.vpn.spa", "clients.vpn.a")
+    _, hints = errors(write(tmp_path, "".join(f"[{name}]\nzzz=1\n" for name in (*shared, "doors.ssh", *proven))))
     known = [set(hint.removeprefix("known here: ").split(", ")) for hint in hints if hint.startswith("known here")]
     written = tomllib.loads(BLOCKS[-1])
     tables = [*(written.get(name, {}) for name in shared), written["doors"]["ssh"]]
@@ -408,9 +414,10 @@ def test_every_key_is_documented_with_its_default(tmp_path: Path) -> None:
         set(),
         {"listen", "textfile"},
         set(),
-        {"onetime", "on_open_6", "on_close_6"},
+        {"onetime", "totp", "spa", "on_open_6", "on_close_6"},
     ]  # left out is not any value
-    assert [set(table) | more for table, more in zip(tables, absent, strict=True)] == known
+    assert [set(table) | more for table, more in zip(tables, absent, strict=True)] == known[: len(tables)]
+    assert len(known) == len(tables) + len(proven)
     rows = dict(re.findall(r"^\| `(\w+)(?:\.path)?` \| `?(.*?)`? \|", PAGE.read_text(), re.MULTILINE))
     del tables[-1]["sequence"], tables[-1]["opens"]
     for key, default in ((key, default) for table in tables for key, default in table.items()):
