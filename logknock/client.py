@@ -1,7 +1,8 @@
 """Sends knocks, in order, to one address.
 
 Rule 1: a knock is one packet and never two: a SYN whose socket is closed before the kernel could send it again, or a
-datagram of one NUL byte (what knockd's client sends). Rule 2: a host is resolved once, and every knock of a run goes to
+datagram of one NUL byte (what knockd's client sends); one that carries a payload is a datagram, or what raw.py makes
+of it. Rule 2: a host is resolved once, and every knock of a run goes to
 that one address. Rule 3: knocks at the same service come from different source ports, for one that comes from the port
 of an earlier one reads as a resend of it (T8). Rule 4: all bad words are reported at once, before anything is sent.
 
@@ -20,6 +21,7 @@ from typing import NamedTuple, cast
 
 from .errors import USAGE, LogknockError
 from .knock import Service, parse_port
+from .packet import ICMP
 
 # Two packets sent back to back may overtake each other on the way, where links or receive queues work side by side.
 # A tenth of a second is more than such paths differ by, and five knocks still take less than half a second.
@@ -43,6 +45,7 @@ Endpoint = tuple[str, int] | tuple[str, int, int, int]
 
 _PROTOCOLS = {"tcp": socket.IPPROTO_TCP, "udp": socket.IPPROTO_UDP}
 _NUL = b"\0"
+_ANY_PORT = 9  # discard: a route does not depend on it
 
 _PAUSE = re.compile(r"([0-9]{1,9})(ms|s)")
 _DELAY = re.compile(r"([0-9]{1,9})(ms|s)?")
@@ -78,10 +81,14 @@ class ServicesError(LogknockError):
 
 
 class Knock(NamedTuple):
-    """A service to knock at, and how long to wait before that (seconds; None: as long as between all knocks)."""
+    """A service to knock at, and how long to wait before that (seconds; None: as long as between all knocks).
+
+    payload: what it carries, where it is more than a knock. To ICMP's service, of either family, an echo request goes.
+    """
 
     service: Service
     wait: float | None = None
+    payload: bytes = b""
 
 
 def parse_knocks(words: Sequence[str], protocol: str = "tcp") -> tuple[Knock, ...]:
@@ -216,23 +223,43 @@ def _address(family: socket.AddressFamily, endpoint: Endpoint) -> Address:
     return Address(family, str(ip), zone)
 
 
+def own_address(address: Address) -> str:
+    """The address that this machine sends from to that one; raises LogknockError. Nothing is sent."""
+    try:
+        with socket.socket(address.family, socket.SOCK_DGRAM) as asking:
+            asking.connect(address.endpoint(_ANY_PORT))
+            return str(asking.getsockname()[0])
+    except OSError as error:
+        hint = _HINTS.get(error.errno or 0, "").format(address=address)
+        raise LogknockError(f"nothing can be sent to {address}: {error.strerror}", hint) from error
+
+
 def _name_hint(family: socket.AddressFamily) -> str:
     if family == socket.AF_UNSPEC:
         return "check the spelling, or give the host's address instead of its name"
     return f"only {_FAMILY_NAMES[family]} addresses were asked for: check the spelling, or leave the family open"
 
 
-def send(address: Address, service: Service, used: Collection[int] = ()) -> int:
-    """Send one knock, from a source port that is none of the `used` ones, and return that port.
+def send(address: Address, service: Service, used: Collection[int] = (), payload: bytes = b"") -> int:
+    """Send one knock, from a source port that is none of the `used` ones, and return that port (0: it has none).
 
-    Raises OSError where this machine could not send it. A SYN that this machine's own firewall drops is the
-    exception: TCP takes it for one that was lost on the way, and tells nobody.
+    Raises OSError where this machine could not send it, LogknockError where only this user may not. A SYN that this
+    machine's own firewall drops is the exception: TCP takes it for one that was lost on the way, and tells nobody.
     """
+    if service.proto == ICMP:
+        from . import raw
+
+        raw.send_echo(address.family, address.endpoint(0), payload)
+        return 0
     with _fresh(address, service, used) as knocking:
         port: int = knocking.getsockname()[1]
         if service.proto == socket.IPPROTO_UDP:
             # Not connected, and fresh: an ICMP error about an earlier datagram cannot come up here.
-            knocking.sendto(_NUL, address.endpoint(service.port))
+            knocking.sendto(payload or _NUL, address.endpoint(service.port))
+        elif payload:
+            from . import raw
+
+            raw.send_syn(address.family, address.endpoint(service.port), port, payload)
         else:
             _send_syn(knocking, address.endpoint(service.port))
         return port
@@ -283,12 +310,12 @@ def knock(
     `used` has the source ports of knocks that were sent to the address before, and takes up those of these.
     """
     used = {} if used is None else used
-    for number, (service, wait) in enumerate(knocks, 1):
+    for number, (service, wait, payload) in enumerate(knocks, 1):
         if number > 1:
             time.sleep(delay if wait is None else wait)
         try:
             ports = used.setdefault(service, set())
-            ports.add(send(address, service, ports))
+            ports.add(send(address, service, ports, payload))
         except OSError as error:
             message = f"knock {number} of {len(knocks)} ({service}) could not be sent: {error.strerror}"
             raise LogknockError(message, _HINTS.get(error.errno or 0, "").format(address=address)) from error

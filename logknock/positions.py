@@ -119,6 +119,8 @@ def use(path: Path, warn: Warn, *, verify: bool = False, again: bool = False) ->
 class Position:
     """The supply of a run that uses a file of one-time sequences; see runs.Supply."""
 
+    hint = ""
+
     def __init__(self, path: Path, file: "_File", warn: Warn, *, verify: bool, again: bool) -> None:
         self._path = path
         self._file = file

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from . import config_values as values
 from .client import DELAY, MAX_DELAY, MAX_HOSTS, MISPLACED, SERVICE_HINT, Knock, arrange, misplaced, parse_word
@@ -23,6 +23,10 @@ from .runs import MAX_TRIES, TRIES
 from .toml_files import ConfigError, Report, read_file
 from .toml_tables import Table
 
+if TYPE_CHECKING:  # a profile of knocks does not wait for what secrets take
+    from .profile_proofs import Asked
+    from .totp import TotpDoor
+
 _MINIMAL = 'profiles.home = {host = "host.example", sequence = ["7000/tcp", "9000/udp", "8000/tcp"]}'
 
 # The first a letter, so that no profile reads as a service, a pause or an address.
@@ -31,18 +35,26 @@ _NAME_HINT = "up to 63 letters, digits and . _ -, the first a letter"
 
 _FAMILIES = {"ipv4": socket.AF_INET, "ipv6": socket.AF_INET6}
 
+# What a profile has one of.
+_KINDS = ("sequence", "onetime", "totp", "spa")
+
 # How many profiles an error lists, so that it stays readable.
 _MAX_NAMED = 8
 
 
 @dataclass(frozen=True, slots=True)
 class Profile:
-    """How to knock at some host: `knocks`, or `onetime`, a file of one-time sequences. Times are in seconds."""
+    """How to knock at some host: one of `knocks`, `onetime` (a file of one-time sequences), `totp` and `spa`.
+
+    Times are in seconds.
+    """
 
     name: str
     hosts: tuple[str, ...] = ()
     knocks: tuple[Knock, ...] = ()
     onetime: Path | None = None
+    totp: "TotpDoor | None" = None
+    spa: "Asked | None" = None
     delay: float = DELAY
     family: socket.AddressFamily = socket.AF_UNSPEC
     verify: Service | None = None
@@ -111,6 +123,8 @@ def _profile(name: str, data: dict[str, object], path: Path, report: Report) -> 
         else table.read("host", lambda value: (_host(value),), ()),
         knocks=_knocks(table),
         onetime=table.read("onetime", _onetime(path.parent), None),
+        totp=_totp(table),
+        spa=_spa(table),
         delay=table.read("delay", _delay, DELAY),
         family=table.read("family", _family, socket.AF_UNSPEC),
         verify=table.read("verify", _verify, None),
@@ -125,10 +139,13 @@ def _check(profile: Profile, table: Table) -> None:
     """What a profile's keys show together."""
     if not is_name(profile.name):
         table.error("", "this is no name for a profile", _NAME_HINT)
-    if table.has("sequence") and table.has("onetime"):
-        table.error("onetime", "a profile has a sequence or a file of one-time sequences, not both", "leave one out")
-    elif not table.has("sequence") and not table.has("onetime"):
-        table.error("sequence", "is missing", 'sequence = ["7000/tcp", "9000/udp", "8000/tcp"], or onetime = "FILE"')
+    kinds = [key for key in _KINDS if table.has(key)]
+    if len(kinds) > 1:
+        message = f"a profile knocks in one way, and this one has {' and '.join(kinds)}"
+        table.error(kinds[-1], message, "leave one out")
+    elif not kinds:
+        hint = 'sequence = ["7000/tcp", "9000/udp", "8000/tcp"], or onetime = "FILE", totp = {...} or spa = {...}'
+        table.error("sequence", "is missing", hint)
     elif table.has("sequence") and not profile.knocks and "sequence" not in table.wrong:
         table.error("sequence", "has no knock", "write what the door's sequence is on the host")
     if table.has("host") and not profile.hosts and "host" not in table.wrong:
@@ -139,6 +156,24 @@ def _check(profile: Profile, table: Table) -> None:
     if table.has("onetime") and len(profile.hosts) > 1:
         hint = "write a profile for each host, each with a file of its own"
         table.error("host", "one file of one-time sequences serves one host: each host counts its own", hint)
+
+
+def _totp(table: Table) -> "TotpDoor | None":
+    inner = table.table("totp")
+    if not table.has("totp") or "totp" in table.wrong:
+        return None
+    from .profile_proofs import read_totp
+
+    return read_totp(inner)
+
+
+def _spa(table: Table) -> "Asked | None":
+    inner = table.table("spa")
+    if not table.has("spa") or "spa" in table.wrong:
+        return None
+    from .profile_proofs import read_spa
+
+    return read_spa(inner)
 
 
 def _knocks(table: Table) -> tuple[Knock, ...]:

@@ -58,12 +58,17 @@ class Supply(Protocol):
     def answered(self) -> None:
         """The service behind the door answered: there are no more tries."""
 
+    @property
+    def hint(self) -> str:
+        """What may be the matter where nothing answers, besides what always may; as a part of a line."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fixed:
     """The same knocks at every try."""
 
     knocks: tuple[Knock, ...]
+    hint: str = ""
 
     def take(self) -> tuple[Knock, ...]:
         """See Supply."""
@@ -76,8 +81,14 @@ class Fixed:
         """See Supply."""
 
 
+Told = Callable[[str], object]
+
+# Gives the supply of a run that has come to know its address; what it tells on the way is for who wants every knock.
+Supplier = Callable[[Address, Told], AbstractContextManager[Supply]]
+
+
 @contextmanager
-def fixed(knocks: tuple[Knock, ...]) -> Iterator[Supply]:
+def fixed(knocks: tuple[Knock, ...], address: Address, told: Told) -> Iterator[Supply]:
     """A supply of these knocks."""
     yield Fixed(knocks)
 
@@ -88,15 +99,12 @@ class Run:
 
     name: str
     host: str
-    supply: Callable[[], AbstractContextManager[Supply]]
+    supply: Supplier
     delay: float = DELAY
     family: socket.AddressFamily = socket.AF_UNSPEC
     verify: Service | None = None
     tries: int = TRIES
     limit: float = LIMIT
-
-
-Told = Callable[[str], object]
 
 
 def go(run: Run, told: Told) -> str:
@@ -105,7 +113,7 @@ def go(run: Run, told: Told) -> str:
 
 
 def _visit(run: Run, address: Address, told: Told) -> str:
-    with run.supply() as supply:
+    with run.supply(address, told) as supply:
         if run.verify is None:
             return f"{address}: {_count(_send(address, supply, run.delay, told, {}), 'knock')} sent"
         enter(run, address, run.verify, supply, told).close()
@@ -128,7 +136,7 @@ def enter(run: Run, address: Address, service: Service, supply: Supply, told: To
         else:
             supply.answered()
             return connection
-    raise _unanswered(run, address, service, failure)
+    raise _unanswered(run, address, service, failure, supply.hint)
 
 
 def _send(address: Address, supply: Supply, delay: float, told: Told, used: dict[Service, set[int]]) -> int:
@@ -173,15 +181,17 @@ def _connected(address: Address, port: int, limit: float) -> socket.socket:
     return connecting
 
 
-def _unanswered(run: Run, address: Address, service: Service, failure: OSError) -> LogknockError:
+def _unanswered(run: Run, address: Address, service: Service, failure: OSError, besides: str) -> LogknockError:
     tries = f" ({run.tries} tries)" if run.tries > 1 else ""
+    besides = f"; {besides}" if besides else ""
     if isinstance(failure, ConnectionRefusedError):
-        return LogknockError(f"{address}: {service} refuses the connection after the knock{tries}", _REFUSED_HINT)
+        message = f"{address}: {service} refuses the connection after the knock{tries}"
+        return LogknockError(message, _REFUSED_HINT + besides)
     if isinstance(failure, TimeoutError):
         what = f"did not answer within {run.limit:g} s of the knock"
     else:
         what = f"could not be reached after the knock: {failure.strerror}"
-    return LogknockError(f"{address}: {service} {what}{tries}", _SILENT_HINT)
+    return LogknockError(f"{address}: {service} {what}{tries}", _SILENT_HINT + besides)
 
 
 # ---- several at once

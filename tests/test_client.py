@@ -137,7 +137,7 @@ def test_any_words_are_services_or_a_clear_error(these: list[str]) -> None:
         return
     knocks = parse_knocks(these)
     assert len(knocks) + sum(knock.wait is not None for knock in knocks) == len(these)
-    for service, wait in knocks:
+    for service, wait, _ in knocks:
         assert 1 <= service.port <= 65535
         assert parse_knocks([str(service)]) == (Knock(service),)
         assert wait is None or 0 <= wait <= MAX_DELAY

@@ -5,6 +5,7 @@ Positions are on the real disk, below the test's own XDG_STATE_HOME. What is sen
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,11 +19,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from logknock import positions
+from logknock import positions, totp
 from logknock.client import DELAY, Knock
+from logknock.config_values import PortRange
 from logknock.errors import BAD_CONFIG, NO_PERMISSION, USAGE, LogknockError
 from logknock.knock import Service
-from logknock.packet import TCP, UDP
+from logknock.packet import ICMP, TCP, UDP
+from logknock.profile_proofs import Asked
 from logknock.profiles import Profile, default_file, load
 from logknock.runs import TRIES
 from logknock.toml_files import ConfigError
@@ -32,6 +35,12 @@ from .e2e.world import until
 
 SEQUENCE = 'sequence = ["7000/tcp", "8000/udp"]\n'
 HOME = f'[profiles.home]\nhost = "host.example"\n{SEQUENCE}'
+
+POOL = tuple(Service(proto, port) for proto in (TCP, UDP) for port in range(20000, 20500))
+
+# 16 bytes; and two keys, the second in base64.
+IN_BASE32 = "GEZDGNBVGY3TQOJQGEZDGNBVGY"
+KEYS = 'key = "a passphrase of 24 b.", hmac_key_base64 = "YW5vdGhlciBvbmUgb2YgMjIu"'
 
 
 def client_toml(folder: Path, text: str | bytes) -> Path:
@@ -93,7 +102,12 @@ WRONG = {
     "no_knocks": ('host = "a"', "1: profiles.home.sequence: is missing", 'or onetime = "FILE"'),
     "both_kinds": (
         SEQUENCE + 'onetime = "a"',
-        "3: profiles.home.onetime: a profile has a sequence or",
+        "3: profiles.home.onetime: a profile knocks in one way, and this one has sequence and onetime",
+        "leave one out",
+    ),
+    "all_kinds": (
+        f'{SEQUENCE}totp = {{secret = "{IN_BASE32}", door = "ssh"}}\nspa = {{{KEYS}, access = ["22/tcp"]}}',
+        "4: profiles.home.spa: a profile knocks in one way, and this one has sequence and totp and spa",
         "leave one out",
     ),
     "no_knock": ("sequence = []", "2: profiles.home.sequence: has no knock", "on the host"),
@@ -130,6 +144,208 @@ def test_what_is_wrong_is_said_with_line_key_and_hint(tmp_path: Path, keys: str,
     assert message in str(problem)
     assert hint in problem.hint
     assert raised.value.exit_code == BAD_CONFIG
+
+
+def test_a_profile_with_a_secret_has_the_hosts_defaults(tmp_path: Path) -> None:
+    text = f'profiles.home = {{totp = {{secret = "{IN_BASE32}", door = "ssh"}}}}'
+    found = load(client_toml(tmp_path, text)).get("home").totp
+    assert found is not None
+    assert found == totp.TotpDoor(
+        "ssh", "", POOL, length=4, step=30, digits=0, clients=(totp.Client("this client", b"1234567890123456"),)
+    )
+
+
+def test_every_key_of_a_profile_with_a_secret(tmp_path: Path) -> None:
+    """The order of the ports is the one that is written: the derivation depends on it."""
+    text = f"""
+[profiles.gate]
+totp = {{secret = "gezd gnbv-gy3t qojq-gezd gnbv-gy", door = "ssh", host = "Gate.example", length = 6, step = "1m",
+  ports = ["30000-31999/udp", "9000-9999/tcp"]}}
+[profiles.phone.totp]
+secret = "{IN_BASE32}"
+door = "phone"
+code = 8
+ports = ["30000-30399/tcp"]
+"""
+    text = text.replace(",\n  ports", ", ports")
+    profiles = load(client_toml(tmp_path, text))
+    gate, phone = profiles.get("gate").totp, profiles.get("phone").totp
+    assert gate is not None
+    assert (gate.door, gate.host, gate.length, gate.step, gate.digits) == ("ssh", "gate.example", 6, 60, 0)
+    assert gate.clients[0].secret == b"1234567890123456"
+    assert (gate.services[0], gate.services[2000], len(gate.services)) == (
+        Service(UDP, 30000),
+        Service(TCP, 9000),
+        3000,
+    )
+    assert phone is not None
+    assert (phone.digits, phone.step, phone.knocks) == (8, 30, 4)
+    assert (phone.services[0], phone.services[-1]) == (Service(TCP, 30000), Service(TCP, 30399))
+
+
+def test_a_profile_with_keys_has_the_defaults_of_the_stock_client(tmp_path: Path) -> None:
+    text = f'profiles.vpn = {{spa = {{{KEYS}, access = ["22/tcp"]}}}}'
+    found = load(client_toml(tmp_path, text)).get("vpn").spa
+    assert found is not None
+    assert (found.key, found.hmac_key) == (b"a passphrase of 24 b.", b"another one of 22.")
+    assert found == Asked(found.key, found.hmac_key, "sha256", (Service(TCP, 22),), PortRange(UDP, 62201, 62201))
+    assert (found.timeout, found.address, found.user) == (0, None, "")
+
+
+@pytest.mark.parametrize(
+    ("written", "key", "value"),
+    [
+        pytest.param('port = "62201/tcp"', "ports", PortRange(TCP, 62201, 62201), id="over_tcp"),
+        pytest.param('port = "10000-65535/udp"', "ports", PortRange(UDP, 10000, 65535), id="a_range"),
+        pytest.param('port = "icmp"', "ports", PortRange(ICMP, 0, 0), id="over_icmp"),
+        pytest.param('hmac = "sha3_512"', "digest", "sha3_512", id="another_digest"),
+        pytest.param('timeout = "1m30s"', "timeout", 90, id="a_timeout"),
+        pytest.param('address = "source"', "address", bytes(4), id="whatever_the_packet_comes_from"),
+        pytest.param('address = "own"', "address", None, id="what_this_machine_sends_from"),
+        pytest.param('address = "192.0.2.7"', "address", b"\xc0\0\2\7", id="an_address"),
+        pytest.param('address = "2001:db8::7"', "address", b"\x20\1\x0d\xb8" + bytes(11) + b"\7", id="of_ipv6"),
+        pytest.param('user = "anna"', "user", "anna", id="a_user"),
+    ],
+)
+def test_every_key_of_a_profile_with_keys(tmp_path: Path, written: str, key: str, value: object) -> None:
+    text = f'profiles.vpn = {{spa = {{{KEYS}, access = ["22/tcp"], {written}}}}}'
+    assert getattr(load(client_toml(tmp_path, text)).get("vpn").spa, key) == value
+
+
+# Claim: (keys of `totp`, what is wrong, the hint). Those that are not named are right.
+WRONG_SECRETS = {
+    "no_secret": ('door = "ssh"', "totp.secret: is missing", "as `logknock enroll`"),
+    "no_door": (f'secret = "{IN_BASE32}"', "totp.door: is missing", "as `logknock enroll`"),
+    "a_short_secret": ('secret = "GEZDGNBVGY3TQOJQ", door = "ssh"', "secret: the secret is too short: 10 bytes", ""),
+    "no_base32": ('secret = "GEZDGNBVGY3TQOJQGEZDGNBVG1", door = "ssh"', "secret: the secret is no base32", ""),
+    "a_letter_too_few": ('secret = "GEZDGNBVGY3TQOJQGEZDGNBVG", door = "ssh"', "secret: the secret is no base32", ""),
+    "a_number": ('secret = 2345672345672345672345, door = "ssh"', "totp.secret: must be text", "in quotes"),
+    "a_door_that_is_none": (
+        f'secret = "{IN_BASE32}", door = "{IN_BASE32}A/"',
+        "totp.door: is no name of a door",
+        "[doors.",
+    ),
+    "no_host": (f'secret = "{IN_BASE32}", door = "ssh", host = ""', "totp.host: '' is no host name", "up to 253"),
+    "too_few_ports": (
+        f'secret = "{IN_BASE32}", door = "ssh", ports = ["1000-1100/tcp"]',
+        "too few to be safe",
+        "use more",
+    ),
+    "no_ports": (f'secret = "{IN_BASE32}", door = "ssh", ports = []', "ports: has no port", "or leave it out"),
+    "ports_twice": (
+        f'secret = "{IN_BASE32}", door = "ssh", ports = ["1000-1999/tcp", "1500-2500/tcp"]',
+        "ports: has a port twice",
+        "as `logknock enroll`",
+    ),
+    "too_long": (f'secret = "{IN_BASE32}", door = "ssh", length = 9', "length: 9 is out of range (4-8)", "4 to 8"),
+    "half_seconds": (
+        f'secret = "{IN_BASE32}", door = "ssh", step = "10s500ms"',
+        "step: a step is whole seconds",
+        '"30s"',
+    ),
+    "a_long_step": (f'secret = "{IN_BASE32}", door = "ssh", step = "6m"', "step: 6m is out of range (10s-300s)", ""),
+    "seven_digits": (f'secret = "{IN_BASE32}", door = "ssh", code = 7', "code: a code has 6 or 8 digits", ""),
+    "a_code_with_a_length": (
+        f'secret = "{IN_BASE32}", door = "ssh", code = 6, length = 4',
+        "length: does not apply",
+        "",
+    ),
+    "a_code_with_a_step": (
+        f'secret = "{IN_BASE32}", door = "ssh", code = 6, step = "1m"',
+        "step: with a code",
+        "leave",
+    ),
+    "a_code_elsewhere": (
+        f'secret = "{IN_BASE32}", door = "ssh", code = 6, ports = ["20050-20349/tcp"]',
+        "ports: a code of 6 digits is spelled on one range of 300 TCP ports from a multiple of 100",
+        '["20000-20299/tcp"]',
+    ),
+    "a_code_of_ports_too_few": (
+        f'secret = "{IN_BASE32}", door = "ssh", code = 8, ports = ["20000-20299/tcp"]',
+        "ports: a code of 8 digits is spelled on one range of 400 TCP ports",
+        '["20000-20399/tcp"]',
+    ),
+    "an_unknown_key": (f'secret = "{IN_BASE32}", door = "ssh", skew = 1', "totp.skew: unknown key", "step"),
+}
+# The same for `spa`.
+WRONG_KEYS = {
+    "no_keys": ('access = ["22/tcp"], hmac_key = "a passphrase of 24 b."', "key_base64: is missing", "logknock keygen"),
+    "no_hmac_key": (
+        'access = ["22/tcp"], key = "a passphrase of 24 b."',
+        "hmac_key_base64: is missing",
+        "as `logknock keygen`",
+    ),
+    "both_spellings": (
+        f'{KEYS}, key_base64 = "YSBwYXNzcGhyYXNlIG9mIDI0IGIu", access = ["22/tcp"]',
+        "key and key_base64",
+        "",
+    ),
+    "a_short_key": (
+        'key = "tiny-one", hmac_key_base64 = "YW5vdGhlciBvbmUgb2YgMjIu", access = ["22/tcp"]',
+        "key: is too short: 8 bytes",
+        "good",
+    ),
+    "no_base64": (
+        'key_base64 = "YW5vdGhlciBvbmUgb2YgMjI!", hmac_key = "another one that is long", access = ["22/tcp"]',
+        "key_base64: character 24 is none of base64's",
+        "logknock keygen",
+    ),
+    "an_equal_pair": (
+        'key = "another one of 22.", hmac_key_base64 = "YW5vdGhlciBvbmUgb2YgMjIu", access = ["22/tcp"]',
+        "spa: key and hmac_key are the same",
+        "two that differ",
+    ),
+    "no_access": (KEYS, "access: is missing: which services are to be opened?", '["22/tcp"]'),
+    "empty_access": (f"{KEYS}, access = []", "access: names no service", '["22/tcp"]'),
+    "too_much_access": (
+        f"{KEYS}, access = {[f'{port}/tcp' for port in range(50000, 50016)]}".replace("'", '"'),
+        "access: has 16 services, and a packet has not room for them",
+        "name fewer",
+    ),
+    "no_port": (f'{KEYS}, access = ["22/tcp"], port = "62201"', "port: '62201' has no protocol", '"5353/udp"'),
+    "no_digest": (f'{KEYS}, access = ["22/tcp"], hmac = "a passphrase"', "hmac: is none that there is", "md5, sha1"),
+    "half_seconds": (f'{KEYS}, access = ["22/tcp"], timeout = "1s500ms"', "timeout: a packet asks for whole", '"60s"'),
+    "no_address": (f'{KEYS}, access = ["22/tcp"], address = "gate"', "address: 'gate' is no IP address", '"source"'),
+    "no_user": (f'{KEYS}, access = ["22/tcp"], user = "a:b"', "user: is no user name that a packet can hold", "login"),
+    "a_user_too_long": (f'{KEYS}, access = ["22/tcp"], user = "{49 * "a"}"', "user: is no user name", "48 bytes"),
+    "an_unknown_key": (f'{KEYS}, access = ["22/tcp"], ports = "icmp"', "spa.ports: unknown key", "did you mean port?"),
+}
+
+
+@pytest.mark.parametrize(
+    ("keys", "message", "hint"),
+    [pytest.param(f"totp = {{{keys}}}", *rest, id=f"totp_{name}") for name, (keys, *rest) in WRONG_SECRETS.items()]
+    + [pytest.param(f"spa = {{{keys}}}", *rest, id=f"spa_{name}") for name, (keys, *rest) in WRONG_KEYS.items()]
+    + [
+        pytest.param("totp = 3", "profiles.home.totp: must be a table", "", id="totp_a_number"),
+        pytest.param('spa = "key"', "profiles.home.spa: must be a table", "", id="spa_a_text"),
+    ],
+)
+def test_what_is_wrong_with_a_secret_is_one_line_that_does_not_show_it(
+    tmp_path: Path, keys: str, message: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as raised:
+        load(client_toml(tmp_path, f"[profiles.home]\n{keys}\n"))
+    (problem,) = raised.value.problems
+    assert message in str(problem)
+    assert hint in problem.hint
+    assert problem.line == 2
+    said = "\n".join(raised.value.report())
+    for secret in re.findall(r'(?:secret|key|hmac_key|key_base64|hmac_key_base64) = "([^"]+)"', keys):
+        assert secret not in said
+        assert secret[:8] not in said
+
+
+def test_no_repr_of_a_profile_shows_a_secret(tmp_path: Path) -> None:
+    text = f"""
+[profiles.gate]
+totp = {{secret = "{IN_BASE32}", door = "ssh"}}
+[profiles.vpn]
+spa = {{{KEYS}, access = ["22/tcp"]}}
+"""
+    shown = repr(load(client_toml(tmp_path, text)))
+    for secret in (IN_BASE32, "1234567890123456", "a passphrase", "another one"):
+        assert secret not in shown
 
 
 @pytest.mark.parametrize(

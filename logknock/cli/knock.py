@@ -2,8 +2,7 @@
 
 import re
 import socket
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -97,13 +96,31 @@ def load_profiles(file: Path | None) -> "Profiles":
     return profiles.load(file or profiles.default_file())
 
 
-def supply_of(profile: "Profile", **how: bool) -> Callable[[], AbstractContextManager[runs.Supply]]:
-    """The profile's knocks, from its sequence or its file of one-time sequences."""
-    if profile.onetime is None:
-        return partial(runs.fixed, profile.knocks)
-    from .. import positions
+def supply_of(profile: "Profile", host: str, **how: bool) -> runs.Supplier:
+    """What the profile knocks at that host, in the way that it has."""
+    if profile.onetime is not None:
+        from .. import positions
 
-    return partial(positions.use, profile.onetime, _warn, **how)
+        path = profile.onetime
+        return lambda address, told: positions.use(path, _warn, **how)
+    if profile.totp is not None:
+        from ..supplies import stepped
+
+        return partial(stepped, profile.totp, host)
+    if profile.spa is not None:
+        from ..supplies import sealed
+
+        return partial(sealed, profile.spa)
+    return partial(runs.fixed, profile.knocks)
+
+
+def warn_of_clock(profiles: Iterable["Profile"]) -> None:
+    """Say so where what they knock depends on this machine's clock, and nothing keeps that right."""
+    if any(profile.totp or profile.spa for profile in profiles):
+        from ..supplies import clock_warning
+
+        if text := clock_warning():
+            _warn(text)
 
 
 def _warn(text: str) -> None:
@@ -191,8 +208,11 @@ def _of_profiles(names: tuple[str, ...], options: dict[str, Any]) -> list[runs.R
         raise click.UsageError(message)
     if options["udp"]:
         raise click.UsageError("-u is for a SERVICE, and a PROFILE has its own.")
-    found = profiles.load(file)
-    return [run for name in names for run in _of_profile(found.get(name), options)]
+    loaded = profiles.load(file)
+    found = [loaded.get(name) for name in names]
+    planned = [run for profile in found for run in _of_profile(profile, options)]
+    warn_of_clock(found)
+    return planned
 
 
 def _of_profile(profile: "Profile", options: dict[str, Any]) -> list[runs.Run]:
@@ -202,13 +222,12 @@ def _of_profile(profile: "Profile", options: dict[str, Any]) -> list[runs.Run]:
     if options["again"] and profile.onetime is None:
         raise click.UsageError(f"--again: profile {profile.name} has no file of one-time sequences.")
     verify = options["verify"] or profile.verify
-    supply = supply_of(profile, verify=verify is not None, again=options["again"])
     return [
         _with_options(
             runs.Run(
                 profile.name if len(profile.hosts) == 1 else f"{profile.name}: {host}",
                 host,
-                supply,
+                supply_of(profile, host, verify=verify is not None, again=options["again"]),
                 profile.delay,
                 profile.family,
                 verify,

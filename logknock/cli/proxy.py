@@ -8,7 +8,7 @@ from .. import client, runs
 from .. import proxy as relaying
 from ..knock import Service
 from ..packet import TCP
-from .knock import load_profiles, profiles_option, supply_of, timeout_option, tries_option
+from .knock import load_profiles, profiles_option, supply_of, timeout_option, tries_option, warn_of_clock
 
 
 @click.command(epilog="Example: ssh -o ProxyCommand='logknock proxy home %h %p' host.example")
@@ -26,12 +26,12 @@ def proxy(name: str, host: str, port: int, limit: float, tries: int | None, file
     to: the PROFILE's own host does not matter here. While the service does not answer, the knock is repeated.
     """
     profile = load_profiles(file).get(name)
-    run = runs.Run(
-        name, host, supply_of(profile, verify=True), profile.delay, profile.family, None, tries or profile.tries, limit
-    )
+    supplier = supply_of(profile, host, verify=True)
+    run = runs.Run(name, host, supplier, profile.delay, profile.family, None, tries or profile.tries, limit)
+    warn_of_clock([profile])
     told = (lambda text: click.echo(text, err=True)) if verbose else lambda text: None
     address = client.resolve(host, profile.family)
-    with run.supply() as supply:
+    with run.supply(address, told) as supply:
         connection = runs.enter(run, address, Service(TCP, port), supply, told)
     with connection:
         relaying.relay(connection)

@@ -27,6 +27,12 @@ from .world import PATIENCE, SSH, World, until
 KNOCKS = ["7000/tcp", "8000/tcp", "9000/udp"]
 HOME = f'[profiles.home]\nhost = "10.99.0.1"\nsequence = {json.dumps(KNOCKS)}\ndelay = "20ms"\n'
 ONETIME = '[profiles.vault]\nhost = "10.99.0.1"\nonetime = "codes"\ndelay = "20ms"\n'
+GATE = '[profiles.gate]\nhost = "10.99.0.1"\ntotp = {secret = "GEZDGNBVGY3TQOJQGEZDGNBVGY", door = "ssh"}\n'
+VPN = """
+[profiles.vpn]
+host = "10.99.0.1"
+spa = {key = "a passphrase of 24 b.", hmac_key = "another one of 22.", access = ["22/tcp"]}
+"""
 LOGKNOCK = [sys.executable, "-m", "logknock"]
 
 
@@ -586,10 +592,16 @@ def test_the_proxy_knocks_at_the_address_that_it_connects_to(knocker: Knocker, w
 CLIENT_ROOMS = {"errors", "client", "knock", "packet", "runs", "positions", "profiles", "proxy", "onetime"} | {
     "onetime_files",
     "ownership",
+    "clock",
     "config_values",
+    "profile_proofs",
+    "raw",
+    "spa",
+    "supplies",
     "toml_files",
     "toml_lines",
     "toml_tables",
+    "totp",
     "cli",
     "cli.client",
     "cli.knock",
@@ -620,20 +632,35 @@ finally:
         pytest.param(["--version"], id="version"),
         pytest.param(["knock", "10.99.0.1", "7000"], id="knock"),
         pytest.param(["knock", "vault"], id="a_one_time_profile"),
+        pytest.param(["knock", "gate"], id="a_profile_with_a_secret"),
+        pytest.param(["proxy", "gate", "10.99.0.1", "22"], id="proxy_with_a_secret"),
         pytest.param(["proxy", "home", "10.99.0.1", "22"], id="proxy"),
     ],
 )
 def test_the_client_alone_needs_nothing_but_the_standard_library_and_click(
     knocker: Knocker, hosts: tuple[Host, Host], words: list[str]
 ) -> None:
-    knocker.profiles(HOME + ONETIME)
+    knocker.profiles(HOME + ONETIME + GATE)
     knocker.codes(*["7001,8001"] * 12)
     with serving(hosts[0], "s.close()"):
         done = knocker.host.run(sys.executable, "-c", BARE, *words, env=knocker.environment)
-    rooms = {name.removeprefix("logknock.") for name in done.stderr.split()}
+    rooms = {name.removeprefix("logknock.") for name in done.stderr.splitlines()[-1].split()}
     assert rooms <= CLIENT_ROOMS
     if words[0] == "knock" and len(words) == 3:
         assert rooms == {"errors", "client", "knock", "packet", "runs", "cli", "cli.client", "cli.knock"}
+
+
+def test_a_packet_without_the_library_that_encrypts_is_one_line_with_the_packages_name(
+    knocker: Knocker, wire: Wire
+) -> None:
+    knocker.profiles(VPN)
+    done = knocker.host.run(sys.executable, "-c", BARE, "knock", "vpn", check=False, env=knocker.environment)
+    assert done.returncode == 69
+    *_, told, hint, rooms = done.stderr.splitlines()
+    assert told == "logknock: SPA needs the Python library cryptography"
+    assert "apt install python3-cryptography" in hint
+    assert {name.removeprefix("logknock.") for name in rooms.split()} <= CLIENT_ROOMS
+    assert services(wire) == []
 
 
 def test_the_command_is_installed_and_has_these_two_commands(knocker: Knocker) -> None:
