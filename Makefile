@@ -10,17 +10,17 @@ BIN := $(VENV)/bin
 PEERS := $(VENV)/peers
 
 RUN_PACKAGES := iproute2 netbase nftables python3 python3-click python3-nftables python3-rich python3-systemd python3-venv python3-watchdog util-linux
-TEST_PACKAGES := curl dropbear-bin e2fsprogs git iptables jq knockd logrotate man-db netcat-openbsd nmap openssh-client openssh-sftp-server procps \
-	python3-iptables python3-prometheus-client strace systemd systemd-container tcpd tcpdump
+TEST_PACKAGES := curl dropbear-bin e2fsprogs git iptables jq knockd librsvg2-bin logrotate man-db netcat-openbsd nmap oathtool openssh-client \
+	openssh-sftp-server procps python3-cryptography python3-iptables python3-pil python3-prometheus-client python3-segno python3-zbar strace systemd systemd-container tcpd tcpdump
 # What builds the site and the man pages, besides python3-click (debian/control names the same).
 DOC_PACKAGES := python3-myst-parser python3-sphinx
 # What builds the Debian packages, besides DOC_PACKAGES (debian/control names the same), and what looks at them.
 BUILD_PACKAGES := build-essential debhelper dh-apparmor dh-python dpkg-dev pybuild-plugin-pyproject python3-click \
 	python3-hatchling
 TEST_PACKAGES += fish lintian zsh
-# Programs that log, for tests and the benchmark, firewalls, and those that read metrics: unpacked into $(PEERS) and never installed, for each of
+# Programs that log, for tests and the benchmark, firewalls, fwknop, and those that read metrics: unpacked into $(PEERS) and never installed, for most of
 # them would become a service of this host (and rsyslog and syslog-ng would remove one another).
-PEER_PACKAGES := apparmor containerd dbus dbus-bin dbus-daemon dbus-system-bus-common docker.io fail2ban firewalld gir1.2-glib-2.0 \
+PEER_PACKAGES := apparmor containerd dbus dbus-bin dbus-daemon dbus-system-bus-common docker.io fail2ban firewalld fwknop-client fwknop-server gir1.2-glib-2.0 \
 	iptables-persistent netfilter-persistent prometheus prometheus-node-exporter python3-dbus python3-firewall python3-gi rsync rsyslog runc syslog-ng-core ufw \
 	ulogd2 ulogd2-json
 # A mark of what is unpacked: where the list is another one, or how it is unpacked, it has another name.
@@ -52,11 +52,11 @@ help:
 	@echo "make test    the whole test suite (root, or a user with sudo)"
 	@echo "make lint    ruff and mypy"
 	@echo "make collection   the Ansible collection, in dist"
-	@echo "make fuzz    a minute of any bytes at all for the parser"
+	@echo "make fuzz    a minute each of any bytes at all for what parses log lines and SPA packets"
 	@echo "make docs    the documentation as a site, $(DOCS)/index.html; make man: the man pages, in $(MAN)"
 	@echo "make deb     the Debian packages, in dist; make wheel, make sdist: Python's, there too"
 	@echo "make soak    an hour of noise, knocks, reloads and restarts: does all of it hold? (ARGS='--minutes 10')"
-	@echo "make bench   figures beside knockd's and fail2ban's, as a table and in bench.json"
+	@echo "make bench   figures beside knockd's, fwknopd's and fail2ban's, as a table and in bench.json"
 	@echo "make setup, make setup-test   what running and testing need; the others do that first"
 	@echo "make clean   away with what they made here"
 	@echo "make install puts the program into $(PREFIX) and the command at $(COMMAND); make uninstall removes both"
