@@ -5,7 +5,8 @@ put into words in `trail`; here they only meet. Rule 3: a log of any size fits: 
 bound each. Rule 4: a log that is damaged ends there, which is said, and what was read of it counts.
 
 Of one-time sequences a log does not tell which were used before it: their files begin at their beginning, and what is
-knocked is used up for the rest of the replay.
+knocked is used up for the rest of the replay. So do the steps of clients that derive their sequences, which are those
+of the log's own time. Single packets (SPA) are nothing that a log could tell of: it has no payload.
 """
 
 import math
@@ -24,7 +25,7 @@ from .config_values import Network, parse_duration
 from .copies import Copies
 from .errors import LogknockError, printable
 from .firewall.sets import never_granted
-from .knock import Code, Door, Granted, Matcher, Spent
+from .knock import Code, Derived, Door, Granted, Matcher, Spent
 from .knock import Sequence as Knocks
 from .logs import Log, open_all
 from .onetime import Place
@@ -32,7 +33,9 @@ from .onetime_files import next_turn
 from .packet import Packet, address_text
 from .records import Grammar, Wanted
 from .skipped import Counts
+from .steps import Steps
 from .timeline import DRAWN, FAILURES, MAX_ROWS, TimeLine, draw
+from .totp import TotpDoor
 from .trail import Finding, Refused, Told, Trail, Verdict, advice
 
 # Sources that are told apart when they are counted; more are "65,536 or more". 8 MB or so.
@@ -99,7 +102,8 @@ class Summary(NamedTuple):
     packets: those of `records` that were in the time asked for, copies left out. sources: how many of them, MAX_COUNTED
     where there are that many or more. findings: how many are about what is asked. noise: packets that no door knows.
     opened, closed: how often, by door. failed: by verdict; other: the rest of the verdicts. prefixes: the most frequent
-    of others' records. problems: what could not be read. onetime: whether doors have one-time sequences.
+    of others' records. problems: what could not be read. onetime: whether doors have one-time sequences, or derived
+    ones. spa: doors that single packets open, of which a log tells nothing.
     """
 
     logs: tuple[str, ...]
@@ -121,6 +125,7 @@ class Summary(NamedTuple):
     close: tuple[Close, ...]
     problems: tuple[str, ...]
     onetime: bool
+    spa: tuple[str, ...]
 
 
 # ---- what is asked, in words
@@ -278,6 +283,22 @@ class _Codes:
         self._matcher.set_code(door, file, turn.sequence)
 
 
+class _Uses:
+    """Which steps were used since the log's beginning."""
+
+    def __init__(self) -> None:
+        self._last: dict[tuple[str, str], int] = {}
+
+    def use_step(self, door: str, client: str, step: int, src: bytes, wall: float) -> bool:
+        new = step > self._last.get((door, client), -1)
+        if new:
+            self._last[door, client] = step
+        return new
+
+    def steps(self) -> dict[tuple[str, str], int]:
+        return dict(self._last)
+
+
 # ---- the replay
 
 Progress = Callable[["Replay"], None]
@@ -297,6 +318,7 @@ class Replay:
         choice: Choice = Choice(),  # noqa: B008  # frozen
         journal: Path | None = None,
         progress: Progress = lambda replay: None,
+        totp: Sequence[TotpDoor] = (),
     ) -> None:
         self.records = 0
         self._doors = doors
@@ -306,6 +328,8 @@ class Replay:
         self._matcher = Matcher(doors)
         self._trail = Trail(doors)
         self._codes = _Codes(doors, self._matcher)
+        self._steps = Steps(_Uses(), self._matcher, lambda text, bad: None)
+        self._steps.use(totp, 0.0)
         self._counts = Counts(wanted)
         self._knockers = _Knockers()
         self._verdicts: Counter[Verdict] = Counter()
@@ -370,7 +394,8 @@ class Replay:
             prefixes=counts.most,
             close=tuple(self._close()),
             problems=(*counts.problems, *self._codes.problems.values()),
-            onetime=any(door.onetime for door in self._doors),
+            onetime=any(door.onetime or door.proof in ("totp", "code") for door in self._doors),
+            spa=tuple(door.name for door in self._doors if door.proof == "spa"),
         )
 
     def mismatch(self) -> LogknockError | None:
@@ -446,6 +471,9 @@ class Replay:
         if self._next_tick - 2 * _TICK <= now < self._next_tick:
             return []
         self._next_tick = now + _TICK
+        self._steps.tick(now)
+        while self._steps.work(now):
+            pass
         return self._trail.ended(self._matcher.expire(now), now)
 
     def _told(self, packet: Packet) -> list[Told]:
@@ -453,7 +481,11 @@ class Replay:
         told: list[Told] = []
         for event in self._matcher.receive(packet):
             if isinstance(event, Spent):
-                self._codes.spend(event.code)
+                code = event.code
+                if isinstance(code, Derived):
+                    self._steps.spend(code, packet.src, packet.time)
+                else:
+                    self._codes.spend(code)
             elif isinstance(event, Granted) and (reason := never_granted(packet.src)):
                 self._matcher.spare(event.grant.door, packet.src)
                 told.append(Refused(packet, event.grant.door, reason))

@@ -22,6 +22,9 @@ FAILURES = {
     Verdict.CLOCK: "clock stepped back",
     Verdict.EVICTED: "too many others knocking",
     Verdict.SPENT: "one-time sequence used up",
+    Verdict.REPLAYED: "step used up",
+    Verdict.OUTSIDE: "another time's sequence",
+    Verdict.WARY: "one more step asked for",
     Verdict.COOLDOWN: "too soon after the last time",
     Verdict.REFUSED: "not opened",
 }

@@ -23,6 +23,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from logknock import totp
+from logknock.config import load
 from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, UNAVAILABLE, USAGE
 from logknock.logs import MAX_LOGS
 from logknock.replay import parse_network, parse_when
@@ -288,7 +290,10 @@ def test_the_first_of_too_many_in_a_64_gives_way(tmp_path: Path, config: Path) -
 def test_no_verdict_is_without_a_story() -> None:
     told_in_stories = {word.rstrip(",") for story in STORIES for word in story.values[1].split()}
     # Evicted has a test of its own; stale is what waited too long for the daemon, and a log's clock waits for nobody.
-    assert set(Verdict) - told_in_stories == {Verdict.EVICTED, Verdict.STALE}
+    # A log has nothing of what a single packet (SPA) carries, and these doors have no clients that derive anything.
+    mailed = {Verdict.ACCEPTED, Verdict.REJECTED, Verdict.AGE}
+    derived = {Verdict.REPLAYED, Verdict.OUTSIDE, Verdict.WARY}
+    assert set(Verdict) - told_in_stories == {Verdict.EVICTED, Verdict.STALE} | mailed | derived
 
 
 # ---- what is asked
@@ -722,7 +727,7 @@ def test_t18_replay_uses_sequences_up_and_leaves_no_trace(tmp_path: Path, rich_c
     data = "\n".join(story(knocks)).encode()
     done = replay(rich_config, "-", stdin=data)
     assert done.stdout.count("opened for") == 1
-    assert "One-time files were taken from their beginning" in done.stdout
+    assert "One-time files and clients' steps count as unused at first" in done.stdout
     assert "4300" not in done.stdout
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")} == before
     assert objects(replay(rich_config, "-", "--json", stdin=data))[1]["opened"] == {"once": 1}
@@ -734,6 +739,75 @@ def test_a_file_of_sequences_that_cannot_be_read_is_a_problem_and_no_end(tmp_pat
     assert done.returncode == FAILURE
     assert done.stderr.startswith(f"logknock: once: {tmp_path}/once: ")
     assert objects(done)[1]["opened"] == {"ssh": 1}
+
+
+# ---- doors whose clients derive their sequences, and single packets
+
+DERIVED = """
+[totp]
+host = "gate.example"
+
+[doors.lab]
+opens = ["22/tcp"]
+totp = {{}}
+
+[clients.lab.laptop]
+secret = "{secret}"
+
+[doors.phone]
+opens = ["23/tcp"]
+totp = {{code = 6}}
+
+[clients.phone.anna]
+secret = "GEZDGNBVGY3TQOJQGEZDGNBVGY3TQOJQ"
+"""
+
+SPA = """
+[doors.mail]
+opens = ["24/tcp"]
+spa = {}
+
+[clients.mail.laptop]
+key_base64 = "QUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUFBQUE="
+hmac_key_base64 = "QkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkJCQkI="
+allow = ["24/tcp"]
+"""
+
+SECRET = bytes(range(32))
+
+
+def knocked_at(path: str, at: float, name: str, *, off: int = 0, src: str = "a") -> str:
+    """A story of the knocks that the client sends at that time, its clock so many steps off."""
+    config = load(Path(path))
+    (found,) = [each for each in config.totp if each.door == name]
+    step = totp.step_at(BEGIN.timestamp() + at, found.step) + off
+    services = totp.sequence_of(found, found.clients[0], step)
+    return " ".join(f"{at + 0.1 * number}:{src}:{service}" for number, service in enumerate(services))
+
+
+def test_derived_sequences_are_those_of_the_logs_own_time(tmp_path: Path) -> None:
+    """T18, T19: each once, in its time, whatever the time is now; an hour's silence in between is nothing."""
+    path = str(write(tmp_path, DERIVED.format(secret=totp.format_secret(SECRET))))
+    words = [
+        knocked_at(path, 5.0, "lab"),
+        knocked_at(path, 12.0, "lab", src="b"),
+        knocked_at(path, 40.0, "lab"),
+        knocked_at(path, 3600.0, "lab"),
+        knocked_at(path, 3625.0, "lab", off=2),
+        knocked_at(path, 3700.0, "phone"),
+    ]
+    done = replay(Path(path), log(tmp_path, story(" ".join(words))), "--json")
+    findings, summary = objects(done)
+    assert summary["opened"] == {"lab": 3, "phone": 1}
+    assert {"replayed", "outside"} <= {each["verdict"] for each in findings}
+    assert summary["onetime"] is True
+    assert totp.format_secret(SECRET) not in done.stdout
+
+
+def test_of_spa_doors_a_log_tells_nothing_which_is_said(tmp_path: Path) -> None:
+    done = replay(write(tmp_path, CONFIG + SPA), log(tmp_path, story(OPENING)))
+    assert "What opens mail is not told here: a log carries no payload, and so no SPA packet." in done.stdout
+    assert objects(replay(write(tmp_path, CONFIG + SPA), tmp_path / "kern.log", "--json"))[1]["spa"] == ["mail"]
 
 
 # ---- for programs
@@ -782,6 +856,7 @@ def test_json_has_a_line_for_each_finding_and_the_summary_at_the_end(tmp_path: P
         ],
         "problems": [],
         "onetime": False,
+        "spa": [],
         "interrupted": False,
     }
 

@@ -30,7 +30,7 @@ _PATIENCE = 0.3
 _EVERY = 0.25
 
 _OTHERS = {
-    Verdict.USED: "one-time sequences used",
+    Verdict.USED: "one-time sequences and steps used",
     Verdict.RESEND: "the same knock again",
     Verdict.DONE: "after the last knock",
     Verdict.FLAGS: "other TCP flags",
@@ -44,6 +44,9 @@ _FAILED = {
     Verdict.CLOCK: "by a clock that stepped back",
     Verdict.EVICTED: "by too many others knocking",
     Verdict.SPENT: "by a one-time sequence used up",
+    Verdict.REPLAYED: "by a step that was used up",
+    Verdict.OUTSIDE: "by a sequence of another time",
+    Verdict.WARY: "by wrong tries: one more step was asked for",
     Verdict.COOLDOWN: "too soon after the last time",
     Verdict.REFUSED: "by an address that is never granted",
 }
@@ -123,7 +126,8 @@ def _replay(
     columns = None if as_json else _Columns(names=[door.name for door in config.doors])
     with ExitStack() as stack:
         picture = stack.enter_context(_Picture(plot)) if plot else None
-        replay = stack.enter_context(Replay(config.doors, config.wanted, logs, choice, config.journal, progress.tell))
+        what = (config.doors, config.wanted, logs, choice, config.journal, progress.tell, config.totp)
+        replay = stack.enter_context(Replay(*what))
         interrupted = _interrupted(replay, progress, columns, quiet)
         summary = replay.summary()
         if as_json:
@@ -269,7 +273,10 @@ def _summary(summary: Summary, choice: Choice, interrupted: bool) -> Iterator[st
         yield from (f"    {printable(line)}" for line in (close.why, *close.advice) if line)
     if summary.onetime:
         yield ""
-        yield "One-time files were taken from their beginning: a log does not tell what was used before it."
+        yield "One-time files and clients' steps count as unused at first: a log does not tell what was used before it."
+    if summary.spa:
+        yield ""
+        yield f"What opens {', '.join(summary.spa)} is not told here: a log carries no payload, and so no SPA packet."
 
 
 def _read(summary: Summary) -> Iterator[tuple[str, str]]:
