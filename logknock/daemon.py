@@ -17,7 +17,7 @@ from pathlib import Path
 
 from . import __version__, report, standing
 from .bans import PAUSE, Bans
-from .config import Config, load
+from .config import Config, PortRange, load
 from .control import Control
 from .counts import ADOPTED, REFUSED, Facts, Left
 from .desk import Desk, Duties, Reloaded
@@ -25,18 +25,22 @@ from .doorkeeper import Doorkeeper, Hand
 from .errors import UNAVAILABLE, FirewallError, LogknockError, SourceError
 from .explain import Known
 from .exposition import Exposition
-from .firewall.sets import GUARDED, WATCHED, Sets
+from .firewall.sets import GUARDED, SPA, WATCHED, Sets
+from .gate import Accepted, Gate
 from .intake import Intake, Key, Receive, Source
-from .knock import Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent
-from .packet import Packet
+from .knock import Code, Derived, Door, Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent, Why
+from .packet import ICMP, ICMP6, Carried, Packet, address_text
 from .reconcile import Reconciler
 from .report import Level, Reporter, notice
 from .scan import Scanners
 from .sole import Sole
+from .sources.nflog import Mail
+from .spa import Reason as SpaReason
 from .standing import Rates, SourceStanding, Standing, Trouble, Troubles
+from .steps import Steps
 from .store import LOCK, NoStore, StoreError, open_store
 from .systemd import Systemd, check_directories
-from .trail import Memory, Refused, Stale, Told
+from .trail import Mailed, Memory, Refused, Stale, Told
 from .turns import Turns
 
 _TICK = 1.0  # seconds between looks at what may have changed without a packet
@@ -91,6 +95,9 @@ class Daemon:
         self._exposition = Exposition(self._facts, self._tell_metrics)
         self._control = Control(self._config.runtime, lambda request, peer: self._desk.answer(request, peer))
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
+        self._steps = Steps(self._store, self._matcher, self._tell_clients)
+        self._gate = Gate(self._store)
+        self._gate_trouble: LogknockError | None = None  # why no packet (SPA) can be read at all
         self._bans = Bans(self._sets, reporter.write)
         self._firewall.kept.append(self._bans)
         duties = Duties(self.standing, lambda: self._known, self._open_by_hand, self._close_by_hand, self._reload)
@@ -98,6 +105,7 @@ class Daemon:
         reporter.also(self._desk)
         self._scanners: Scanners | None = None
         self._use_scan(self._config)
+        self._use_gate(self._config)
         self._working = False  # whether more work on the one-time files is on its way
         self._firewall_errors = 0
         self._stale = 0  # packets that were too old, or from the future
@@ -169,7 +177,7 @@ class Daemon:
 
     @property
     def _known(self) -> Known:
-        parts = (self._config, self._matcher, self._memory, self._intake, self._sets, self._bans)
+        parts = (self._config, self._matcher, self._memory, self._intake, self._sets, self._bans, self._steps)
         return Known(*parts, self._firewall.trouble, self._longest)
 
     def _read(self, source: Source, receive: Receive) -> bool:
@@ -200,26 +208,28 @@ class Daemon:
     def _act(self, packet: Packet, events: Iterable[Event]) -> None:
         """Open and close what a packet's events ask for, and tell."""
         told: list[Told] = []
-        shut: dict[str, str] = {}  # doors whose one-time sequence cannot be used, and why
+        shut: dict[str, str] = {}  # doors whose one-time sequence, or client's step, cannot be used, and why
+        proven: dict[str, str] = {}  # doors that a client has proved who it is at
         closed: list[report.Line] = []
         for event in events:
             match event:
                 case Spent(_, code):
-                    reason = self._turns.spend(code, packet.src, time.time())
-                    if reason:
-                        shut[code.door] = reason
-                        self._counts.refused(code.door)
-                    else:
+                    reason = self._spend(code, packet.src)
+                    if not reason:
                         shut.pop(code.door, None)
-                    told.append(Refused(packet, code.door, reason) if reason else event)
-                    self._work_soon()
+                        if isinstance(code, Derived):
+                            proven[code.door] = code.client
+                    elif code.door not in proven:  # another client's sequence may be the same
+                        shut[code.door] = reason
+                    told.append(self._refuse(packet, code.door, reason) if reason else event)
                 case Granted(_, Grant(door)) | Revoked(_, _, door) if door in shut:
                     self._matcher.spare(door, packet.src)
-                case Granted(_, grant):
-                    reason = self._open(grant)
-                    if not reason:
-                        self._counts.opened(self._reading, time.time() - packet.time)
-                    told.append(Refused(packet, grant.door, reason) if reason else event)
+                case Granted(_, Grant(door)) if door in proven:
+                    seconds = round(event.grant.expires - packet.time, 3)  # as the door has it, to the millisecond
+                    hand = Hand(seconds, f"client {proven[door]}", shortens=False)
+                    told.append(self._open(event, hand))
+                case Granted():
+                    told.append(self._open(event))
                 case Revoked(_, door, by):
                     told.append(event)
                     closed += self._close(door, by, packet.src)
@@ -230,21 +240,84 @@ class Daemon:
         for line in closed:
             self._reporter.write(line)
 
+    def _spend(self, code: Code | Derived, src: bytes) -> str:
+        """Put the use of a sequence on record, before anything opens; empty, or why nothing may open."""
+        if isinstance(code, Code):
+            self._work_soon()
+            return self._turns.spend(code, src, time.time())
+        reason = self._steps.spend(code, src, time.time())
+        if reason:
+            self._keeper.try_store()
+        return reason
+
+    def _take_in(self, carried: Carried) -> None:
+        """A single packet (SPA): it is on record before anything opens (T18, T20)."""
+        packet = carried.packet
+        if not self._oldest < packet.time <= self._newest:
+            self._pass_over(packet)
+            return
+        judged = self._gate.judge(carried, time.time())
+        if isinstance(judged, Accepted):
+            self._counts.mailed(None)
+            self._let_in(packet, judged)
+            return
+        self._counts.mailed(judged.reason)
+        if judged.reason is SpaReason.STORE:
+            self._keeper.try_store()
+        self._memory.keep(packet, (Mailed(*judged),))
+        self._reporter.tell((Mailed(*judged),))
+
+    def _let_in(self, packet: Packet, accepted: Accepted) -> None:
+        """Open what a packet asks for and may have, each service by itself, and close what its doors close."""
+        key, address, services, _, _ = accepted
+        whom = "" if address == packet.src else f", for {address_text(address)}"
+        told: list[Told] = [Mailed(packet, key.door, key.client, None, f"{', '.join(map(str, services))}{whom}")]
+        closed: list[report.Line] = []
+        doors = [self._config.spa_doors[key.door, service] for service in services]
+        for door in doors:
+            told.append(self._open_by_mail(packet, door, accepted))
+        for name in dict.fromkeys(name for door in doors if _is_aimed(packet, door) for name in door.closes):
+            told.append(Revoked(packet, name, key.door))
+            closed += self._close(name, key.door, address)
+        self._memory.keep(packet, told)
+        self._reporter.tell(told)
+        for line in closed:
+            self._reporter.write(line)
+
+    def _open_by_mail(self, packet: Packet, door: Door, accepted: Accepted) -> Told:
+        """Open one of the doors that a packet asks for; what there is to tell of it."""
+        if not _is_aimed(packet, door):
+            return self._refuse(packet, door.name, str(Why.TARGET))
+        hand = Hand(accepted.seconds or door.timeout, f"client {accepted.key.client}", shortens=False)
+        return self._open(Granted(packet, Grant(door.name, accepted.address, packet.time + hand.seconds)), hand)
+
     def _pass_over(self, packet: Packet) -> None:
         """It waited too long somewhere to mean anything now (T29), or somebody's clock is wrong."""
         age = time.time() - packet.time
         self._stale += 1
         self._memory.keep(packet, (Stale(packet, age),))
-        if abs(age) > _WRONG_CLOCK and self._matcher.heeds(packet.src, packet.proto, packet.dport):
+        if abs(age) > _WRONG_CLOCK and self._means_something(packet):
             self._apart = age
 
-    def _open(self, grant: Grant) -> str:
-        """Open the door; empty when it is open, or why it is not."""
-        reason = self._admit(grant.door, grant.src)
+    def _means_something(self, packet: Packet) -> bool:
+        """Whether it would have been looked at, had it come in time."""
+        if self._intake.mail is not None and self._intake.mail.wants(packet.proto, packet.dport):
+            return True
+        return self._matcher.heeds(packet.src, packet.proto, packet.dport)
+
+    def _open(self, event: Granted, hand: Hand | None = None) -> Told:
+        """Open the door; what there is to tell: that it is open, or why it is not."""
+        packet, grant = event
+        reason = self._admit(grant.door, grant.src, hand)
         if reason:
             self._matcher.spare(grant.door, grant.src)
-            self._counts.refused(grant.door)
-        return reason
+            return self._refuse(packet, grant.door, reason)
+        self._counts.opened(self._reading, time.time() - packet.time)
+        return event
+
+    def _refuse(self, packet: Packet, door: str, reason: str) -> Refused:
+        self._counts.refused(door)
+        return Refused(packet, door, reason)
 
     def _admit(self, door: str, src: bytes, hand: Hand | None = None) -> str:
         try:
@@ -335,8 +408,12 @@ class Daemon:
     def _watch_state(self) -> None:
         """What the store and the one-time files need now and then."""
         self._turns.look()
+        self._steps.tick(time.time())
         self._work_soon()
         self._keeper.tidy()
+        if self._config.spa_keys:
+            with suppress(StoreError):  # the keeper tells of that; what is too old is forgotten later
+                self._gate.tidy(time.time())
         if self._store.needs_checkpoint:
             # In a thread, since it waits for the disk; `use` alone waits for it here, before a door opens.
             asyncio.get_running_loop().run_in_executor(None, self._checkpoint)
@@ -346,24 +423,29 @@ class Daemon:
             self._store.checkpoint()
 
     def _work_soon(self) -> None:
-        """Work on the one-time files until nothing is left to do, packets first."""
+        """Work on one-time files and clients' steps until nothing is left to do, packets first."""
         if not self._working:
             self._working = True
             asyncio.get_running_loop().call_soon(self._work)
 
     def _work(self) -> None:
         self._working = False
-        if self._turns.work():
+        busy = self._turns.work(), self._steps.work(time.time())
+        if any(busy):
             self._work_soon()
 
     def _take_over(self) -> None:
         """Begin with what was before: the doors that are still open, and how far the one-time files are used."""
         if isinstance(self._store, NoStore):
-            words = f"nothing is remembered, and one-time doors stay shut until a restart: {self._store.reason.words()}"
+            shut = f"{_remembered_by(self._config)} doors stay shut until a restart"
+            words = f"nothing is remembered, and {shut}: {self._store.reason.words()}"
             self._tell(words, Level.ERROR, EVENT="state")
         elif self._store.created and self._config.onetime_files:
             words = "the state database is new: no one-time sequence counts as used"
             self._tell(words, Level.WARNING, EVENT="state")
+        elif self._store.created and any(door.proof for door in self._config.doors):
+            words = "the state database is new: what clients have sent within the last minutes counts as unused"
+            self._tell(words, EVENT="state")
         elif not self._store.checked:
             self._tell("the state database is large: not all of it was checked for damage", EVENT="state")
         self._keeper.use(self._config.doors)
@@ -372,6 +454,7 @@ class Daemon:
             self._tell(f"{taken} {'door is' if taken == 1 else 'doors are'} still open")
         self._firewall.take_over(complete=not isinstance(self._store, NoStore))
         self._turns.use(self._config.doors)
+        self._steps.use(self._config.totp, time.time())
         self._work_soon()
         self._take_over_bans()
 
@@ -430,6 +513,20 @@ class Daemon:
             self._scanners = None
             self._intake.heeds, self._intake.heeds_none = self._matcher.heeds, self._matcher.heeds_none
 
+    def _use_gate(self, config: Config) -> None:
+        """Read single packets (SPA) if the configuration has doors for them; else nothing of that costs anything."""
+        self._gate_trouble = None
+        self._intake.mail = None
+        try:
+            self._gate.use(config.spa_keys)
+        except LogknockError as error:
+            self._gate_trouble = error
+            self._gate.use(())
+            return
+        if config.spa_ports or config.spa_icmp:
+            wants = partial(_is_mail, config.spa_ports, config.spa_icmp, config.guarded)
+            self._intake.mail = Mail(wants, self._take_in)
+
     def _look_at(self, scanners: Scanners, receive: Receive, packet: Packet) -> None:
         """What may make its source a scanner. A record that waited says nothing of what goes on now (T29)."""
         receive(packet)
@@ -447,6 +544,7 @@ class Daemon:
         """Go on with it; what is unwise about it, and where the loaded rules do not fit, as lines to print."""
         lines: list[str] = []
         self._use_scan(config)
+        self._use_gate(config)
         self._intake.adopt(sources, config)
         if config.guarded and config.logged_to != self._config.logged_to:
             lines += self._advise(f"the rules are to log to another place now: {config.logged_to}", _APPLY)
@@ -461,6 +559,7 @@ class Daemon:
         self._keeper.use(config.doors)
         self._firewall.adopt(config)
         self._turns.use(config.doors)
+        self._steps.use(config.totp, time.time())
         self._work_soon()
         self._note_loading()
         self._tell(f"reloaded: {self._summary()}", EVENT="reloaded")
@@ -487,15 +586,25 @@ class Daemon:
             self._tell(str(problem), Level.WARNING, EVENT="config")
             lines += problem.report(_WARNING)
         if self._config.guarded:  # else the rules are the administrator's own
-            for name, wanted in ((WATCHED, self._config.watched), (GUARDED, self._config.guarded)):
+            asked = (
+                (WATCHED, _watched(self._config)),
+                (SPA, self._config.spa_ends),
+                (GUARDED, self._config.guarded),
+            )
+            for name, wanted in asked:
                 lines += self._warn_of_missing(name, wanted)
+        if self._gate_trouble is not None:
+            words, hint = f"SPA doors stay shut: {self._gate_trouble.message}", self._gate_trouble.hint
+            self._tell(f"{words} (hint: {hint})", Level.ERROR, EVENT="clients")
+            lines += [f"{_WARNING}{words}", f"hint: {hint}"]
         if self._sole.stranger:
             lines += self._advise(self._sole.stranger, "end that process: a second daemon would not be refused now")
         return lines
 
     def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> list[str]:
         missing = self._lacks(name, sorted(wanted))
-        return self._advise(f"set {name} lacks {_some(map(str, missing))}", _NEWER) if missing else []
+        words = _some(dict.fromkeys(map(str, missing)))
+        return self._advise(f"set {name} lacks {words}", _NEWER) if missing else []
 
     def _warn_of_left(self, gone: Collection[Service]) -> list[str]:
         """Services that are guarded no more by the configuration, and still are by the rules: nothing opens them."""
@@ -561,6 +670,10 @@ class Daemon:
             yield Trouble("store", "", self._store.reason.message, self._store.reason.hint)
         for error in self._keeper.troubles:
             yield Trouble("store" if isinstance(error, StoreError) else "files", "", error.message, error.hint)
+        if self._gate_trouble is not None:
+            yield Trouble("clients", "spa", self._gate_trouble.message, self._gate_trouble.hint)
+        for why in self._steps.troubles:
+            yield Trouble("clients", why, why, "`logknock doctor` looks at the clock and at the state database")
         for why in self._turns.troubles:
             yield Trouble("files", why, why, "`logknock status` says more of one-time files")
         if self._bans.trouble is not None:
@@ -582,6 +695,9 @@ class Daemon:
     def _tell_turn(self, text: str, bad: bool) -> None:
         self._tell(text, Level.WARNING if bad else Level.NOTICE, EVENT="onetime")
 
+    def _tell_clients(self, text: str, bad: bool) -> None:
+        self._tell(text, Level.WARNING if bad else Level.NOTICE, EVENT="clients")
+
     def _tell(self, text: str, level: Level = Level.NOTICE, **fields: str) -> None:
         self._reporter.write(notice(text, level, **fields))
 
@@ -589,6 +705,43 @@ class Daemon:
 def _longest(config: Config) -> float:
     """Seconds after which a packet means nothing to any door."""
     return max(door.seq_timeout for door in config.doors)
+
+
+def _watched(config: Config) -> set[Service]:
+    """What our rules have to record, as far as it is asked about: of ranges of ports, which come in whole, the ends."""
+    if not config.firewall.record:
+        return set()
+    every = {service for door in config.doors for service in door.sequence}
+    return every.union(*(_ends(door.services) for door in config.totp))
+
+
+def _ends(services: Collection[Service]) -> Iterator[Service]:
+    every = set(services)
+    for proto, port in every:
+        if not every.issuperset(((proto, port - 1), (proto, port + 1))):
+            yield Service(proto, port)
+
+
+def _remembered_by(config: Config) -> str:
+    """The kinds of doors that open on nothing that cannot be remembered."""
+    proofs = {door.proof for door in config.doors}
+    kinds = {"one-time": config.onetime_files, "TOTP": proofs & {"totp", "code"}, "SPA": "spa" in proofs}
+    *some, last = [kind for kind, there in kinds.items() if there] or ["one-time"]
+    return f"{', '.join(some)} and {last}" if some else last
+
+
+def _is_mail(ports: tuple[PortRange, ...], icmp: bool, guarded: frozenset[Service], proto: int, dport: int) -> bool:
+    """Whether such a packet may be one of SPA: what another firewall logs of guarded services is none."""
+    if proto in (ICMP, ICMP6):
+        return icmp
+    if (proto, dport) in guarded:
+        return False
+    return any(proto == known and first <= dport <= last for known, first, last in ports)
+
+
+def _is_aimed(packet: Packet, door: Door) -> bool:
+    """Whether a packet was sent to an address that the door looks at."""
+    return not door.target or packet.dst in door.target
 
 
 def _some(names: Iterable[str]) -> str:

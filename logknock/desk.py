@@ -19,7 +19,7 @@ Requests, each with "version": 1; `left` and `seconds` are seconds, `since` and 
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ from .explain import Known, explain, parse
 from .feed import Feed
 from .packet import address_text, parse_address
 from .report import Line
-from .standing import Standing
+from .standing import Standing, concerns
 
 # Open doors in an answer: 100 bytes each.
 _AT_ONCE = 64
@@ -160,7 +160,7 @@ class Desk:
         else:
             raise LogknockError("revoke needs an address", 'like {"address": "192.0.2.7"}, or {"all": true} for all')
         none = f"{door or 'no door'} is {'not ' if door else ''}open{whom}"
-        return self._close((found if door in ("", found.door) else None for found in every), str(peer), none)
+        return self._close((found if concerns(door, found.door) else None for found in every), str(peer), none)
 
     def _close(self, wanted: Iterable[Open | None], by: str, none: str) -> Iterator[Said]:
         """All of them, whatever the firewall says to one; then the first of its errors. `none`: what to say of none."""
@@ -185,11 +185,12 @@ class Desk:
         if failure is not None:
             raise failure
 
-    def _door(self, request: Answer, also: Iterable[str] = ()) -> str:
+    def _door(self, request: Answer, also: Collection[str] = ()) -> str:
         name = request.get("door")
         names = [door.name for door in self._duties.known().config.doors]
         names += [name for name in also if name not in names]
-        if not isinstance(name, str) or name not in names:
+        whole = {name.partition(":")[0] for name in also}  # of an SPA door with several services, all of them
+        if not isinstance(name, str) or not (name in names or name in whole):
             shown = printable(name[:64]) if isinstance(name, str) else "of that name"
             raise LogknockError(f"there is no door {shown}", f"the doors are: {', '.join(names)}", USAGE)
         return name

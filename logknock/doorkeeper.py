@@ -41,14 +41,18 @@ class Counters:
 
 
 class Hand(NamedTuple):
-    """Somebody opens a door without a knock: for how many seconds, and who."""
+    """For how many seconds a door opens on somebody's word, and whose that is: an administrator's, or a client's.
+
+    shortens: whether a door that is open for longer already closes earlier by it; a client's word never does that.
+    """
 
     seconds: float
     by: str
+    shortens: bool = True
 
 
 class Open(NamedTuple):
-    """A door that is open; `left` is in seconds; by: who opened it by hand, empty: a knock did.
+    """A door that is open; `left` is in seconds; by: who opened it by hand, or which client; empty: a knock did.
 
     is_open: False while it is held to, and the firewall does not have it.
     """
@@ -63,8 +67,8 @@ class Open(NamedTuple):
 class Doorkeeper:
     """What is open, and what is done about it. `write` takes lines for the log.
 
-    What is opened by hand has the time that was asked for, however long the door's own is: after a restart, a reload
-    and a flush as before, and a knock meanwhile never shortens it.
+    What is opened by hand, or for a client that has proved who it is, has the time that was asked for, however long the
+    door's own is: after a restart, a reload and a flush as before, and a knock meanwhile never shortens it.
 
     Times: `now` is time.monotonic(), `wall` is time.time(). A door's time begins when it opens, which is when its
     elements' time begins, and runs by the kernel's clock for elements, not by one that can be set: no step of it
@@ -85,7 +89,7 @@ class Doorkeeper:
         self._troubles: dict[type[LogknockError], LogknockError] = {}  # what was told last of each kind
         self._opened: Counter[str] = Counter()  # of each door since the start
         self._open_now: Counter[str] = Counter()
-        self._by_hand: dict[tuple[str, bytes], str] = {}  # who opened it, where nobody knocked
+        self._by_hand: dict[tuple[str, bytes], str] = {}  # on whose word it is open, where it was no mere knock
         self.changed: Callable[[str, bytes], None] = _ignore  # told of each door that opens, is refreshed, or closes
 
     def use(self, doors: Iterable[Door]) -> None:
@@ -236,6 +240,11 @@ class Doorkeeper:
                 self._begin(self._doors[name], src)
             self._refused.discard((name, src))
 
+    def try_store(self) -> None:
+        """Something else could not be put on record: say so until it can be."""
+        if StoreError not in self._troubles:
+            self._record(self._store.try_write)
+
     def settle(self) -> None:
         """Write the allow files that are not as they should be."""
         names, failures = sorted(self._unwritten), []
@@ -262,15 +271,14 @@ class Doorkeeper:
     # ---- parts of an opening and of an end
 
     def _ask(self, door: Door, src: bytes, now: float, hand: Hand | None) -> tuple[Grant, str]:
-        """Until when the door is to be open, and on whose word; what was opened by hand, a knock does not shorten."""
-        if hand is not None:
-            return Grant(door.name, src, now + hand.seconds), hand.by
-        grant = Grant(door.name, src, now + door.timeout)
-        by = self._by_hand.get((door.name, src), "")
-        known = self._sets.find(door.name, src) if by else None
+        """Until when the door is to be open, and on whose word; a knock does not shorten what is open on one."""
+        seconds, by, shortens = hand or Hand(door.timeout, "", shortens=False)
+        grant = Grant(door.name, src, now + seconds)
+        before = self._by_hand.get((door.name, src), "")
+        known = self._sets.find(door.name, src) if (hand or before) and not shortens else None
         if known is not None and known.expires > grant.expires:
-            return known, by
-        return grant, ""
+            return known, before
+        return grant, by
 
     def _as_opened(self, door: Door, grant: Grant, now: float, by: str) -> Door:
         """The door as the sets are to have it: none is open for longer than its timeout (see Sets.open)."""

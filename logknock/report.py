@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from enum import IntEnum
 from typing import NamedTuple, Protocol
 
-from .knock import Advanced, Evicted, Failed, Grant, Granted, Reason, Revoked, Service, Spent
+from .knock import Advanced, Derived, Evicted, Failed, Grant, Granted, Reason, Revoked, Service, Spent
 from .packet import address_text
-from .trail import Refused, Told
+from .trail import Mailed, Refused, Told, mailed_words, used_words
 
 # Lines a second about attempts (which anybody can begin); enough for every honest knocker to be followed.
 ROUTINE_LINES_PER_SECOND = 100
@@ -40,6 +40,9 @@ MESSAGE_IDS: Mapping[str, str] = {
     "failed": "078cf87d2bca47e0ac4eb6d5e7a7f70b",
     "refused": "68ffac7a4dc54ee8b248d6f9d5923701",
     "spent": "7e61e53cdc5a4b8483ca70e35eaee33c",
+    "step": "508be152bdb14c5a8d420bd51cc3c26b",
+    "spa": "edfdb58dbafc4e0db9f84acea123af26",
+    "spa-refused": "639fee4249bb4b0c920accb24b7fe6f4",
     "granted": "3966ed31acbe41ba9b6e1c07195c6f29",
     "revoked": "22ff2acdec654157b26febe0cbeb765d",
     "expired": "0da15cebefb84dc4aed2451e263c1384",
@@ -58,6 +61,7 @@ MESSAGE_IDS: Mapping[str, str] = {
     "firewall": "e066d16ce7af4e81a7b007ddcebf575a",
     "state": "2a145f8e0a19452aa96a9e22c599ac81",
     "onetime": "59d3800c7b1e441181630ed701b1cadc",
+    "clients": "0acf8ac64ee44becba996382829bdadb",
     "bans": "f61191b4444c410f95ba79db5c057005",
     "control": "46815efaf18d408dbc39268de92305bb",
     "metrics": "27ac6e9245bf4215ba70544e021d6058",
@@ -98,8 +102,19 @@ def lines(event: Told) -> Iterable[Line]:
                 words = f"{reason} {service} (stage {stage})".replace("  ", " ")
                 yield _line(Level.INFO, src, door, words, "failed", STAGE=str(stage), REASON=reason.value)
         case Spent(packet, code):
-            src = address_text(packet.src)
-            yield _line(Level.INFO, src, code.door, f"one-time sequence of {code.file} used", "spent", FILE=code.file)
+            src, words = address_text(packet.src), used_words(code)
+            if isinstance(code, Derived):
+                fields = {"CLIENT": code.client, "STEP": str(code.step)}
+                yield _line(Level.INFO, src, code.door, words, "step", **fields)
+            else:
+                yield _line(Level.INFO, src, code.door, words, "spent", FILE=code.file)
+        case Mailed(packet, door, client, None, words):
+            text = mailed_words(client, None, words)
+            yield _line(Level.NOTICE, address_text(packet.src), door, text, "spa", CLIENT=client)
+        case Mailed(packet, door, client, why, words):
+            level, whose = (Level.WARNING, {"CLIENT": client}) if client else (Level.INFO, {})
+            text = mailed_words(client, why, words)
+            yield _line(level, address_text(packet.src), door, text, "spa-refused", REASON=str(why), **whose)
         case Granted(_, grant):
             yield _line(Level.NOTICE, address_text(grant.src), grant.door, "OPEN SESAME", "granted")
         case Revoked(packet, door, by):
@@ -158,7 +173,8 @@ def _each(src: bytes, doors: tuple[str, ...]) -> Iterable[tuple[str, str]]:
 
 
 def _line(level: Level, src: str, door: str, words: str, event: str, **fields: str) -> Line:
-    return Line(level, f"{src}: {door}: {words}", {"SRC": src, "DOOR": door, "EVENT": event, **fields})
+    where = {"DOOR": door} if door else {}
+    return Line(level, f"{src}: {door}{door and ': '}{words}", {"SRC": src, **where, "EVENT": event, **fields})
 
 
 class Log(Protocol):
@@ -270,7 +286,8 @@ class Reporter:
     def tell(self, told: Iterable[Told]) -> None:
         """Tell what became of a packet, unless too much of its kind is being said."""
         for event in told:
-            routine = isinstance(event, (Advanced, Failed))
+            # A packet that was overheard can be sent again and again, so what comes of that is not told without end.
+            routine = isinstance(event, (Advanced, Failed)) or (isinstance(event, Mailed) and event.reason is not None)
             if routine and self._routine_left <= 0:
                 self._left_out += 1
             elif not isinstance(event, Evicted):

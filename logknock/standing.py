@@ -11,7 +11,7 @@ from typing import Any, Literal, NamedTuple, get_args
 # Seconds that a rate is taken over: short enough for a flood to show at once, long enough for a number to be read.
 RATE_OVER = 5
 
-Part = Literal["source", "firewall", "store", "bans", "files", "control", "metrics"]
+Part = Literal["source", "firewall", "store", "bans", "files", "control", "metrics", "clients"]
 PARTS: tuple[Part, ...] = get_args(Part)
 
 # Of what is degraded so much is in a line.
@@ -84,6 +84,11 @@ class Standing(NamedTuple):
     def open(self) -> int:
         """How many doors are open now, one for each knocker that has it open."""
         return sum(door.open for door in self.doors)
+
+
+def concerns(only: str, door: str) -> bool:
+    """Whether a door is the one that is asked for, or one of its services (`vpn:22/tcp` of `vpn`); empty: all are."""
+    return only in ("", door) or door.startswith(f"{only}:")
 
 
 def line(standing: Standing) -> str:

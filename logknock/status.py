@@ -13,16 +13,20 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
+from .clock import is_synchronised
 from .errors import FAILURE, NO_PERMISSION, LogknockError
 from .knock import Door, Sequence
 from .onetime import Place
 from .onetime_files import fits, next_turn, recover, survey
 from .packet import address_text
+from .standing import concerns
 from .store import DATABASE, LOCK, MAX_HISTORY, Reader, StoreError, read_only
 from .turns import FEW
 
 # What may be asked for of what happened: more is not kept.
 MOST_HISTORY = MAX_HISTORY
+
+_DOORS_SHOWN = 4
 
 _UNREAD = "how far it is used is not known: the state database cannot be read"
 
@@ -47,7 +51,7 @@ class Running(NamedTuple):
 
 
 class Open(NamedTuple):
-    """A door that is open; `opened` is in seconds since the epoch, `left` in seconds; by: who opened it by hand.
+    """A door that is open; `opened` is in seconds since the epoch, `left` in seconds; by: who opened it, if known.
 
     is_open: False where the daemon says that the firewall does not have it.
     """
@@ -82,13 +86,14 @@ class Happened(NamedTuple):
 
 
 class Status(NamedTuple):
-    """The whole answer; `history` has the latest first, and `remarks` are about the state database."""
+    """The whole answer; `history` has the latest first. remarks: about the state database; warnings: about the host."""
 
     running: Running
     open: tuple[Open, ...]
     files: tuple[File, ...]
     history: tuple[Happened, ...]
     remarks: tuple[Remark, ...]
+    warnings: tuple[Remark, ...] = ()
 
     @property
     def without_database(self) -> "Status":
@@ -110,10 +115,26 @@ class Status(NamedTuple):
 
 def look(doors: Iterable[Door], state: Path, most: int, progress: Progress, only: str = "") -> Status:
     """How things stand with these doors, or with the one that is named; `most` entries of the history at most."""
-    with_files = [(door.name, path) for door in doors for path in door.onetime if only in ("", door.name)]
+    chosen = [door for door in doors if concerns(only, door.name)]
+    with_files = [(door.name, path) for door in chosen for path in door.onetime]
     known = _recall(with_files, state, most, only, progress)
     files = tuple(_count(turn, progress) for turn in known.turns)
-    return Status(find_daemon(state), known.open, files, known.history, known.remarks)
+    return Status(find_daemon(state), known.open, files, known.history, known.remarks, _of_clock(chosen))
+
+
+def timed(doors: Iterable[Door]) -> list[str]:
+    """The doors that go by the clock, by the names that the configuration has for them."""
+    return list(dict.fromkeys(door.name.partition(":")[0] for door in doors if door.proof))
+
+
+def _of_clock(doors: Iterable[Door]) -> tuple[Remark, ...]:
+    """What is wrong with the clock, where doors go by it."""
+    names = timed(doors)
+    if not names or is_synchronised() is not False:
+        return ()
+    more = f" and {len(names) - _DOORS_SHOWN} more" if names[_DOORS_SHOWN:] else ""
+    text = f"nothing keeps this host's clock right, and these doors go by it: {', '.join(names[:_DOORS_SHOWN])}{more}"
+    return (Remark(f"{text} (hint: timedatectl set-ntp true)"),)
 
 
 def used_up(door: Door, state: Path) -> tuple[str, ...]:
@@ -246,7 +267,7 @@ def _asked(ask: Callable[[], tuple[_T, ...]], remarks: list[Remark]) -> tuple[_T
 
 def _open_doors(reader: Reader, only: str) -> tuple[Open, ...]:
     now = time.monotonic()
-    grants = [stored for stored in reader.grants(time.time(), now) if only in ("", stored.grant.door)]
+    grants = [stored for stored in reader.grants(time.time(), now) if concerns(only, stored.grant.door)]
     return tuple(
         Open(door, address_text(src), opened, expires - now, by)
         for (door, src, expires), opened, by in sorted(grants)
@@ -256,7 +277,7 @@ def _open_doors(reader: Reader, only: str) -> tuple[Open, ...]:
 
 def _history(reader: Reader, most: int, only: str) -> tuple[Happened, ...]:
     entries = reader.history(MAX_HISTORY if only else most)
-    chosen = [entry for entry in entries if only in ("", entry.door)][:most]
+    chosen = [entry for entry in entries if concerns(only, entry.door)][:most]
     return tuple(Happened(wall, event, door, address_text(src), detail) for wall, event, door, src, detail in chosen)
 
 

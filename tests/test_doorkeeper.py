@@ -157,6 +157,20 @@ def test_t33_a_knock_refreshes_and_never_shortens_what_was_given_by_hand(
     assert open_now(kept) == (1, 4)
 
 
+def test_t33_a_client_never_shortens_what_is_open_for_longer(store: SQLiteStore, sets: Sets, tmp_path: Path) -> None:
+    """T33: whoever opened it: else who asks for a second closes the door on an administrator, or on another client."""
+    kept, _ = keeper(store, sets, tmp_path)
+    now = time.monotonic()
+    kept.open("ssh", SOURCES[0], 1.0, now)
+    kept.open("ssh", SOURCES[0], 1.0, now, Hand(2.0, "client laptop", shortens=False))
+    assert kept.find("ssh", SOURCES[0], now) == Open("ssh", SOURCES[0], 10.0, "")
+    kept.open("ssh", SOURCES[0], 1.0, now, Hand(300.0, "client laptop", shortens=False))
+    assert kept.find("ssh", SOURCES[0], now) == Open("ssh", SOURCES[0], 300.0, "client laptop")
+    kept.open("ssh", SOURCES[0], 1.0, now, Hand(60.0, "client phone", shortens=False))
+    assert kept.find("ssh", SOURCES[0], now) == Open("ssh", SOURCES[0], 300.0, "client laptop")
+    assert [(stored.by, stored.grant.expires - now) for stored in store.grants(1.0, now)] == [("client laptop", 300.0)]
+
+
 def test_how_many_are_open_is_counted_whatever_ends_them(
     store: SQLiteStore, sets: Sets, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -14,6 +14,7 @@ import pytest
 from logknock.knock import (
     Advanced,
     Code,
+    Derived,
     Door,
     Event,
     Evicted,
@@ -44,7 +45,8 @@ from logknock.report import (
     notice,
     revoked,
 )
-from logknock.trail import Refused
+from logknock.spa import Reason as SpaReason
+from logknock.trail import Mailed, Refused
 
 PROJECT = Path(__file__).parents[1]
 CATALOG = PROJECT / "packaging/systemd/logknock.catalog"
@@ -81,6 +83,31 @@ class Kept:
         ),
         pytest.param(
             Revoked(PACKET, "ssh", "done"), ["192.0.2.7: done: OPEN SESAME, closes ssh"], id="a door that closes"
+        ),
+        pytest.param(
+            Spent(PACKET, Derived("ssh", "laptop", 1_779_370_350, (), 0.0, 90.0)),
+            ["192.0.2.7: ssh: step 1779370350 of client laptop used"],
+            id="whose step it was",
+        ),
+        pytest.param(
+            Failed(SRC, ("ssh",), 4, Reason.REPLAYED, PACKET),
+            ["192.0.2.7: ssh: sequence of a step that is used up (stage 4)"],
+            id="a step that comes again",
+        ),
+        pytest.param(
+            Mailed(PACKET, "vpn", "laptop", None, "22/tcp"),
+            ["192.0.2.7: vpn: SPA packet of client laptop accepted: 22/tcp"],
+            id="a single packet",
+        ),
+        pytest.param(
+            Mailed(PACKET, "vpn", "laptop", SpaReason.AGE, "sent 3 minutes ago"),
+            ["192.0.2.7: vpn: SPA packet of client laptop refused: wrong time (sent 3 minutes ago)"],
+            id="a single packet that opens nothing",
+        ),
+        pytest.param(
+            Mailed(PACKET, "", "", SpaReason.HMAC, "no key's HMAC fits"),
+            ["192.0.2.7: SPA packet of nobody refused: no key's HMAC fits"],
+            id="a single packet of anybody's",
         ),
         pytest.param(
             Advanced(PACKET, ("a", "b"), 1),
@@ -141,6 +168,18 @@ def test_a_flood_of_attempts_is_summed_up_and_openings_are_not() -> None:
     reporter.tell([Advanced(PACKET, ("ssh",), 1)])
     reporter.settle()
     assert kept.lines[-1].text.endswith("Stage 1")
+
+
+def test_t18_a_packet_that_is_sent_again_without_end_does_not_fill_the_log() -> None:
+    """T18: be it one that was overheard, which a client's keys vouch for. What is accepted is told in any case."""
+    kept = Kept()
+    reporter = Reporter(kept)
+    for _ in range(ROUTINE_LINES_PER_SECOND):
+        reporter.tell([Mailed(PACKET, "vpn", "laptop", SpaReason.REPLAYED, "")])
+        reporter.tell([Mailed(PACKET, "", "", SpaReason.HMAC, "")])
+    reporter.tell([Mailed(PACKET, "vpn", "laptop", None, "for 22/tcp")])
+    assert len(kept.lines) == ROUTINE_LINES_PER_SECOND + 1
+    assert kept.lines[-1].fields["EVENT"] == "spa"
 
 
 def test_a_full_pipe_loses_lines_and_does_not_block() -> None:
@@ -265,6 +304,9 @@ def fields_of_events() -> dict[str, set[str]]:
         *lines(Failed(SRC, ("ssh",), 1, Reason.WRONG, PACKET)),
         *lines(Refused(PACKET, "ssh", "a loopback address")),
         *lines(Spent(PACKET, Code("ssh", "/etc/laptop", ()))),
+        *lines(Spent(PACKET, Derived("ssh", "laptop", 1_779_370_350, (), 0.0, 90.0))),
+        *lines(Mailed(PACKET, "vpn", "laptop", None, "")),
+        *lines(Mailed(PACKET, "vpn", "laptop", SpaReason.REPLAYED, "")),
         *lines(Granted(PACKET, GRANT)),
         *lines(Revoked(PACKET, "ssh", "done")),
         closed(GRANT),

@@ -4,6 +4,7 @@ import json
 import math
 import sys
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import UTC, datetime
@@ -13,9 +14,10 @@ from typing import Any, NamedTuple
 
 import click
 
-from ..config import load
+from ..config import Config, load
 from ..control import ControlError, ask
 from ..errors import FAILURE, NO_PERMISSION, UNAVAILABLE, USAGE, LogknockError, printable
+from ..standing import concerns
 from ..status import MOST_HISTORY, File, Open, Progress, Remark, Running, Status, look
 from . import config_option
 
@@ -58,7 +60,7 @@ def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
     """
     config = load(config_path)
     names = [door.name for door in config.doors]
-    if only and only not in names:
+    if only and not any(concerns(only, name) for name in names):
         raise LogknockError(f"there is no door {printable(only)}", f"the doors are: {', '.join(names)}", USAGE)
     with _progress() as progress:
         found = look(config.doors, config.state, most, progress, only)
@@ -72,13 +74,13 @@ def status(config_path: Path, only: str, most: int, as_json: bool) -> int:
         shut = {door[:2] for door in _open_by(config.runtime, only) if not door.is_open}
         found = found._replace(open=tuple(door._replace(is_open=door[:2] not in shut) for door in found.open))
     if said.standing is not None and only:
-        doors = [door for door in said.standing["doors"] if door["name"] == only]
+        doors = [door for door in said.standing["doors"] if concerns(only, door["name"])]
         said = Said({**said.standing, "doors": doors})
     code = _code(found, said)
     if as_json:
         click.echo(json.dumps(_plain(found, said, code), indent=2))
     else:
-        for line in _lines(found, said):
+        for line in _lines(found, said, _enrolled(config)):
             click.echo(line)
     return code
 
@@ -105,7 +107,7 @@ def _open_by(runtime: Path, only: str) -> Iterator[Open]:
     with suppress(ControlError):
         for answer in ask(runtime, "grants", _ANSWER_LIMIT):
             for grant in answer["grants"]:
-                if only in ("", grant["door"]):
+                if concerns(only, grant["door"]):
                     is_open = grant.get("open", True)
                     yield Open(grant["door"], grant["address"], math.nan, grant["left"], grant["by"], is_open)
 
@@ -124,15 +126,24 @@ def _code(found: Status, said: Said) -> int:
 # ---- for people
 
 
-def _lines(found: Status, said: Said) -> Iterator[str]:
+def _enrolled(config: Config) -> Mapping[str, int]:
+    """How many clients may open a door, of the doors that ask their clients for a proof."""
+    found = Counter({door.name: 0 for door in config.doors if door.proof})
+    found.update({door.door: len(door.clients) for door in config.totp})
+    found.update(config.spa_doors[key.door, service].name for key in config.spa_keys for service in key.allow)
+    return found
+
+
+def _lines(found: Status, said: Said, enrolled: Mapping[str, int]) -> Iterator[str]:
     yield _running(found.running, said.standing)
     if found.running.runs and said.silent:
         yield from _remarks("", (Remark(f"how it stands is not known: {said.silent.words()}", FAILURE),))
     yield from _remarks("", found.remarks, mild="note")
+    yield from _remarks("", found.warnings)
     if said.standing is not None:
         yield from _degraded(said.standing)
         yield from _sources(said.standing)
-        yield from _section("since its start", _counts(said.standing))
+        yield from _section("since its start", _counts(said.standing, enrolled))
     yield from _section("open doors", map(_open_row, found.open), "none")
     yield from _files(found.files)
     if found.history:
@@ -178,12 +189,14 @@ def _sources(standing: _Standing) -> Iterator[str]:
         yield from _remarks("    ", (Remark("a knock may be among what was lost (hint: knock again)"),))
 
 
-def _counts(standing: _Standing) -> Iterator[Sequence[str]]:
+def _counts(standing: _Standing, enrolled: Mapping[str, int]) -> Iterator[Sequence[str]]:
     """The numbers that say how busy it was, and what went wrong; what is no trouble when it is 0 is then left out."""
     yield "configuration", f"of {local_time(standing['loaded'])}"
     yield "knocking now", f"{standing['attempts']:,}"
     for door in standing["doors"]:
-        yield f"door {door['name']}", f"{door['open']:,} open, {door['opened']:,} opened"
+        count = enrolled.get(door["name"])
+        clients = "" if count is None else f", {count:,} client{'' if count == 1 else 's'}"
+        yield f"door {door['name']}", f"{door['open']:,} open, {door['opened']:,} opened{clients}"
     for name, words in (("refused", "refused"), ("stale", "too old"), ("banned", "banned now")):
         if standing[name]:
             yield words, f"{standing[name]:,}"
@@ -294,7 +307,7 @@ def _plain(found: Status, said: Said, code: int) -> dict[str, Any]:
             {"time": _utc(wall), "event": event, "door": door, "address": address, "detail": detail}
             for wall, event, door, address, detail in found.history
         ],
-        **_told(found.remarks),
+        **_told((*found.remarks, *found.warnings)),
     }
 
 

@@ -16,6 +16,7 @@ import click
 from ..control import ControlError, ask, follow, start_hint
 from ..errors import UNAVAILABLE, USAGE, LogknockError, printable
 from ..packet import address_text, parse_address
+from ..standing import concerns
 from . import config_option
 from .runtime import runtime_of
 from .status import aligned, duration, local_time
@@ -49,7 +50,7 @@ class Only:
     def shows(self, it: _Json) -> bool:
         """Whether an event or a grant is to be shown; what concerns no door in particular is, where all is."""
         return self._all or (
-            self._door in ("", it.get("door"), it.get("closes"))
+            any(concerns(self._door, str(it.get(key, ""))) for key in ("door", "closes"))
             and self._address in ("", it.get("address"), it.get("src"))
         )
 
@@ -104,7 +105,7 @@ def watch(config_path: Path, door: str, address: str, as_json: bool) -> int:
 def _check_door(door: str, first: _Json) -> None:
     """Raises LogknockError if the daemon has no such door: nothing would ever come. The first answer has all doors."""
     names = [known["name"] for known in first["standing"]["doors"]]
-    if door and door not in names:
+    if not any(concerns(door, name) for name in names):
         raise LogknockError(f"there is no door {printable(door)}", f"the doors are: {', '.join(names)}", USAGE)
 
 
