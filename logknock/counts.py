@@ -13,6 +13,7 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from .knock import Advanced, Door, Evicted, Failed, Reason
+from .spa import Reason as SpaReason
 from .standing import Standing
 
 # What a door's opening takes, in seconds: under a millisecond out of NFLOG on a quiet host, some tens of them out of
@@ -20,6 +21,10 @@ from .standing import Standing
 LATENCIES = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 
 ADOPTED, REFUSED = "adopted", "refused"  # what becomes of a reload
+
+# What becomes of single packets (SPA).
+ACCEPTED = "accepted"
+MAILED = (ACCEPTED, *(reason.name.lower() for reason in SpaReason))
 
 # By door. What gives way in a flood is counted in all: whose attempts they were is in memory that was not touched for a
 # while, and to look there costs a tenth of a microsecond each.
@@ -54,6 +59,7 @@ class Counted(NamedTuple):
     evicted: int  # knockers
     refused: Mapping[str, int]
     latencies: Mapping[str, Latency]
+    mailed: Mapping[str, int]  # single packets (SPA), by what became of them; nothing where no door takes them
     reloads: Mapping[str, int]
     reloaded: bool  # whether the last reload was adopted; so was what the daemon began with
 
@@ -88,13 +94,17 @@ class Counts:
         self._refused: Counter[str] = Counter()
         self._latencies: dict[str, list[int]] = {}
         self._seconds: dict[str, float] = {}
+        self._mailed: Counter[str] = Counter()
         self._reloads = Counter({ADOPTED: 0, REFUSED: 0})
         self._reloaded = True
 
     def use(self, doors: Iterable[Door], sources: Iterable[str]) -> None:
         """Go on with these: what is new begins at nought, what is gone is forgotten."""
         self.settle()
+        doors = tuple(doors)
         known = {door.name: len(door.sequence) for door in doors}
+        takes_mail = any(door.proof == "spa" for door in doors)
+        self._mailed = Counter({result: self._mailed[result] for result in MAILED} if takes_mail else {})
         before, self._attempts = self._attempts, {}
         failures, self._failures = self._failures, {}
         for name, stages in known.items():
@@ -122,6 +132,10 @@ class Counts:
         """The right knocks came, and the door was not opened all the same."""
         if door in self._refused:
             self._refused[door] += 1
+
+    def mailed(self, reason: SpaReason | None) -> None:
+        """A single packet (SPA) came; None: it was accepted."""
+        self._mailed[ACCEPTED if reason is None else reason.name.lower()] += 1
 
     def opened(self, source: str, seconds: float) -> None:
         """A door was opened so long after its last knock; a clock that was set meanwhile may say less than nothing."""
@@ -154,6 +168,7 @@ class Counts:
             self._evicted,
             dict(self._refused),
             {name: Latency(tuple(accumulate(found)), self._seconds[name]) for name, found in self._latencies.items()},
+            dict(self._mailed),
             dict(self._reloads),
             self._reloaded,
         )

@@ -12,10 +12,11 @@ from typing import Any, NamedTuple
 from .bans import Bans, ban_object
 from .config import Config
 from .errors import LogknockError
-from .firewall.sets import Sets, banned_key, never_granted
+from .firewall.sets import Sets, never_granted, source_key
 from .intake import Intake
 from .knock import Matcher
 from .packet import Packet, address_text, parse_address
+from .steps import Steps
 from .trail import Finding, Kept, Memory, Stale, Trail, advice
 
 _FAR = 2.0**60  # seconds; no time is so far away, and each number below it is a time
@@ -37,6 +38,7 @@ class Known(NamedTuple):
     intake: Intake
     sets: Sets
     bans: Bans
+    steps: Steps
     trouble: str  # what the firewall refuses; empty: nothing
     longest: float  # seconds after which a packet means nothing to any door
 
@@ -74,7 +76,18 @@ def explain(question: Question, known: Known) -> Iterator[Mapping[str, Any] | No
         for finding in mine:
             if finding.time > question.since:
                 yield {"finding": as_object(finding)}
-    yield {"advice": advice(known.config.doors, findings)}
+    whose: list[str] = []
+    for words in known.steps.diagnose(_heard(*remembered, *strangers), time.time()):
+        if words is None:
+            yield None
+        else:
+            whose.append(words)
+    yield {"advice": [*whose, *advice(known.config.doors, findings)]}
+
+
+def _heard(*kept: Kept) -> list[Packet]:
+    """All packets, in the order of coming."""
+    return sorted((entry.packet for entry in kept if entry.packet), key=lambda packet: packet.time)
 
 
 def as_object(finding: Finding) -> dict[str, Any]:
@@ -102,7 +115,7 @@ def _standing(src: bytes, known: Known) -> dict[str, Any]:
         "address": str(address),
         "trusted": any(address in network for network in known.config.firewall.trusted),
         "banned": banned,
-        "ban": ban_object(banned_key(src), ban, now) if banned and ban else None,
+        "ban": ban_object(source_key(src), ban, now) if banned and ban else None,
         "deaf": deaf,
         "never": never,
         "trouble": trouble,

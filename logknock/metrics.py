@@ -157,13 +157,20 @@ FAMILIES = (
         "logknock_attempts_failed_total",
         "counter",
         "Attempts at the door that ended without opening it: by a wrong port, the timeout, a clock stepped back, "
-        "a one-time sequence spent, the cooldown.",
+        "a one-time sequence spent, the cooldown, a client's step that is used up or of another time.",
         ("door", "reason"),
         lambda facts: (
             ((door, reason.name.lower()), times)
             for door, reasons in facts.counted.failures.items()
             for reason, times in reasons.items()
         ),
+    ),
+    Family(
+        "logknock_spa_packets_total",
+        "counter",
+        "Single packets (SPA), by what became of them: accepted, or the first reason why they open nothing.",
+        ("result",),
+        lambda facts: (((result,), times) for result, times in facts.counted.mailed.items()),
     ),
     Family(
         "logknock_knockers_evicted_total",

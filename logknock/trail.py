@@ -15,6 +15,8 @@ from .counts import Counts
 from .knock import (
     Advanced,
     Attempt,
+    Code,
+    Derived,
     Door,
     Event,
     Evicted,
@@ -28,6 +30,7 @@ from .knock import (
     Why,
 )
 from .packet import Packet, address_text
+from .spa import Reason as SpaReason
 
 # What a running daemon remembers, in packets, of each of two kinds: 4,096 take 4 MB at worst, and hold an hour of a
 # usual host's background noise.
@@ -47,12 +50,18 @@ class Verdict(StrEnum):
     OPENED = "opened"
     CLOSED = "closed"
     USED = "used"
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    AGE = "age"
     REFUSED = "refused"
     WRONG = "wrong"
     TIMEOUT = "timeout"
     LATE = "late"
     CLOCK = "clock"
     EVICTED = "evicted"
+    REPLAYED = "replayed"
+    OUTSIDE = "outside"
+    WARY = "wary"
     SPENT = "spent"
     COOLDOWN = "cooldown"
     RESEND = "resend"
@@ -65,7 +74,7 @@ class Verdict(StrEnum):
 
 
 # For whoever shows them in colours: what brings a knocker further, and what means nothing; the rest went wrong.
-GOOD = frozenset({Verdict.ADVANCED, Verdict.OPENED, Verdict.CLOSED, Verdict.USED})
+GOOD = frozenset({Verdict.ADVANCED, Verdict.OPENED, Verdict.CLOSED, Verdict.USED, Verdict.ACCEPTED})
 NOTHING = frozenset(
     {
         Verdict.RESEND,
@@ -85,6 +94,9 @@ _REASONS = {
     Reason.EVICTED: Verdict.EVICTED,
     Reason.SPENT: Verdict.SPENT,
     Reason.COOLDOWN: Verdict.COOLDOWN,
+    Reason.REPLAYED: Verdict.REPLAYED,
+    Reason.OUTSIDE: Verdict.OUTSIDE,
+    Reason.WARY: Verdict.WARY,
 }
 _WHYS = {
     Why.RESEND: Verdict.RESEND,
@@ -95,12 +107,28 @@ _WHYS = {
 }
 
 
+_SPA_REASONS = {SpaReason.REPLAYED: Verdict.REPLAYED, SpaReason.AGE: Verdict.AGE}
+
+
 class Refused(NamedTuple):
     """The right knocks came, and the door was not opened all the same."""
 
     packet: Packet
     door: str
     reason: str
+
+
+class Mailed(NamedTuple):
+    """A single packet (SPA) came. reason: why it opens nothing; None: it was accepted, and what it opens comes next.
+
+    door, client: whose keys vouch for it; empty where nobody's do: then anybody can have sent it.
+    """
+
+    packet: Packet
+    door: str
+    client: str
+    reason: SpaReason | None
+    words: str
 
 
 class Stale(NamedTuple):
@@ -110,7 +138,7 @@ class Stale(NamedTuple):
     age: float
 
 
-Told = Event | Refused | Stale
+Told = Event | Refused | Mailed | Stale
 
 
 class Finding(NamedTuple):
@@ -179,14 +207,18 @@ class Trail:
                     words = f"means nothing: {why}{self._aim(door) if why is Why.TARGET else ''}"
                     yield self._finding(time, packet, _WHYS[why], words, door, stage)
             case Spent(_, code):
-                yield self._finding(time, packet, Verdict.USED, f"one-time sequence of {code.file} used", code.door)
+                yield self._finding(time, packet, Verdict.USED, used_words(code), code.door)
             case Granted(_, grant):
-                timeout = f"{self._doors[grant.door].timeout:g} s" if grant.door in self._doors else "its timeout"
-                yield self._finding(time, packet, Verdict.OPENED, f"opened for {timeout}", grant.door)
+                whom = f"for {address_text(grant.src)} " if packet and packet.src != grant.src else ""
+                timeout = f"{grant.expires - time:g} s" if grant.door in self._doors else "its timeout"
+                yield self._finding(time, packet, Verdict.OPENED, f"opened {whom}for {timeout}", grant.door)
             case Revoked(_, door, by):
                 yield self._finding(time, packet, Verdict.CLOSED, f"complete, closes {door}", by)
             case Refused(_, door, reason_text):
                 yield self._finding(time, packet, Verdict.REFUSED, f"not opened: {reason_text}", door)
+            case Mailed(_, door, client, spa_reason, words):
+                verdict = Verdict.ACCEPTED if spa_reason is None else _SPA_REASONS.get(spa_reason, Verdict.REJECTED)
+                yield self._finding(time, packet, verdict, mailed_words(client, spa_reason, words), door)
             case Stale(_, age):
                 words = f"means nothing: its record came {_span(age)} late, and no door waits that long"
                 if age < 0:
@@ -275,15 +307,42 @@ def advice(doors: Iterable[Door], findings: Iterable[Finding]) -> list[str]:
     for door in tried or ([] if opened else known[:DOORS_SHOWN]):
         of = f" of {len(door.sequence)}" if door.sequence else ""
         reached = f"; it got to stage {best[door.name]}{of}" if best.get(door.name) else ""
-        lines.append(f"{door.name} opens with {_knocks(door)} within {door.seq_timeout:g} s{reached}")
+        lines.append(f"{door.name} opens with {_opens_with(door)}{reached}")
     return lines
 
 
+def _opens_with(door: Door) -> str:
+    """What opens a door, but for its name. Nobody's secret is known here, so no sequence of a client's either."""
+    if door.proof == "spa":
+        return "a single packet (SPA) of one of its clients, made new for each time"
+    if door.proof == "code":
+        return f"the code that a client's authenticator shows now, spelled in knocks, within {door.seq_timeout:g} s"
+    return f"{_knocks(door)} within {door.seq_timeout:g} s"
+
+
 def _knocks(door: Door) -> str:
+    if door.proof:
+        return "the sequence of a client's current step (each counts once)"
     if not door.sequence:
         return "the next sequence of its one-time file (used ones count no more)"
     aim = f", sent to {' or '.join(map(address_text, sorted(door.target)))}," if door.target else ""
     return ", ".join(map(str, door.sequence)) + aim
+
+
+def used_words(code: Code | Derived) -> str:
+    """Which sequence was used up, in the log as here."""
+    if isinstance(code, Derived):
+        return f"step {code.step} of client {code.client} used"
+    return f"one-time sequence of {code.file} used"
+
+
+def mailed_words(client: str, reason: SpaReason | None, words: str) -> str:
+    """What is said of a single packet, in the log as here."""
+    if reason is None:
+        return f"SPA packet of client {client} accepted: {words}"
+    if client:
+        return f"SPA packet of client {client} refused: {reason}{words and f' ({words})'}"
+    return f"SPA packet of nobody refused: {words or reason}"
 
 
 def _shown(doors: tuple[str, ...]) -> Iterator[str]:
@@ -409,4 +468,6 @@ def _is_further(told: Told) -> bool:
     """Whether it took more than one packet."""
     if isinstance(told, (Advanced, Failed, Evicted, Ignored)):
         return told.stage > 1
+    if isinstance(told, Mailed):  # what was overheard can be sent again by anybody
+        return bool(told.client) and told.reason not in (SpaReason.REPLAYED, SpaReason.STORE)
     return not isinstance(told, Stale)

@@ -3,6 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,8 @@ from logknock.doctor.host import (
     parse_sshd_ports,
 )
 from logknock.doctor.rules import Listing, Log, elements_of, from_nft, from_save, networks_of, services_of
-from logknock.knock import Service
-from logknock.packet import TCP, UDP
+from logknock.knock import Door, Proof, Service
+from logknock.packet import ICMP, ICMP6, TCP, UDP
 
 from .config_files import write
 
@@ -215,6 +216,7 @@ Item = dict[str, Any]  # as libnftables-json has it
 
 DROP: Item = {"drop": None}
 PORT = {"payload": {"protocol": "tcp", "field": "dport"}}
+ECHO = {"payload": {"protocol": "icmp", "field": "type"}}
 STATE = {"ct": {"key": "state"}}
 
 
@@ -262,6 +264,7 @@ def nft(*rules: list[Item]) -> Listing:
         pytest.param([match({"meta": {"key": "l4proto"}}, [None]), DROP], "accept drop", id="a protocol likewise"),
         pytest.param([match({"meta": {"key": "l4proto"}}, "icmp"), DROP], "accept", id="another protocol"),
         pytest.param([verdict_map(PORT, {"set": [22]})], "accept drop", id="a map of unknown shape"),
+        pytest.param([match(ECHO, "echo-request"), DROP], "accept", id="what is about ICMP"),
         pytest.param(["drop"], "accept drop", id="a statement that is no object"),
         pytest.param([{"limit": "l"}, DROP], "accept drop", id="a limit that has a name may be reached"),
         pytest.param([{"counter": {"packets": 1, "bytes": 2}}, DROP], "drop", id="a counter asks nothing"),
@@ -275,6 +278,60 @@ def nft(*rules: list[Item]) -> Listing:
 )
 def test_what_nftables_rules_do_with_ssh(rule: list[Item], expected: str) -> None:
     assert verdicts(nft(rule), SSH) == expected
+
+
+PING, PING6 = Service(ICMP, 0), Service(ICMP6, 0)
+
+
+@pytest.mark.parametrize(
+    ("rule", "expected"),
+    [
+        pytest.param([match({"meta": {"key": "l4proto"}}, "icmp"), DROP], "drop", id="all of ICMP"),
+        pytest.param([match({"meta": {"key": "l4proto"}}, {"set": ["tcp", "icmp"]}), DROP], "drop", id="among others"),
+        pytest.param([match({"meta": {"key": "l4proto"}}, "ipv6-icmp"), DROP], "accept", id="all of ICMPv6"),
+        pytest.param([match(ECHO, "echo-request"), DROP], "drop", id="echo requests"),
+        pytest.param([match(ECHO, 8), DROP], "drop", id="by their number"),
+        pytest.param([match(ECHO, {"set": ["echo-reply", "echo-request"]}), DROP], "drop", id="and replies"),
+        pytest.param([match(ECHO, "echo-reply"), DROP], "accept", id="other ICMP"),
+        pytest.param([match(ECHO, "@types"), DROP], "accept drop", id="a named set may hold it"),
+        pytest.param([match(ECHO, {"range": [0, 9]}), DROP], "accept drop", id="a range of types may"),
+        pytest.param([match(PORT, 22), DROP], "accept", id="a port"),
+        pytest.param([match({"payload": {"protocol": "th", "field": "dport"}}, 22), DROP], "accept", id="any port"),
+    ],
+)
+def test_what_nftables_rules_do_with_echo_requests(rule: list[Item], expected: str) -> None:
+    assert verdicts(nft(rule), PING) == expected
+
+
+@pytest.mark.parametrize(
+    ("rule", "icmp", "icmpv6"),
+    [
+        ("INPUT -p icmp -j DROP", "drop", "accept"),
+        ("INPUT -p ipv6-icmp -j DROP", "accept", "drop"),
+        ("INPUT -p icmp -m icmp --icmp-type 8 -j DROP", "drop", "accept"),
+        ("INPUT -p icmp -m icmp --icmp-type any -j DROP", "drop", "accept"),
+        ("INPUT -p icmp -m icmp --icmp-type 0 -j DROP", "accept", "accept"),
+        ("INPUT -p ipv6-icmp -m icmp6 --icmpv6-type 128 -j DROP", "accept", "drop"),
+        ("INPUT -p tcp --dport 22 -j DROP", "accept", "accept"),
+    ],
+)
+def test_what_iptables_rules_do_with_echo_requests(rule: str, icmp: str, icmpv6: str) -> None:
+    assert (verdicts(save(rule), PING), verdicts(save(rule), PING6)) == (icmp, icmpv6)
+
+
+@pytest.mark.parametrize("family", ["ip", "ip6", "ip-legacy", "ip6-legacy"])
+def test_icmp_passes_the_chains_of_its_own_version_of_ip(family: str) -> None:
+    listing = from_save("*filter\n:INPUT DROP [0:0]\nCOMMIT\n", family)
+    seen = [service for service in (SSH, PING, PING6) if list(firewall._passed(listing, service))]
+    assert seen == [SSH, PING6 if "6" in family else PING]
+
+
+def test_a_rule_that_cuts_what_it_logs_is_known() -> None:
+    """An SPA packet has to come whole. `--nflog-range` is no such thing: the kernel ignores it."""
+    found = nft([{"log": {"group": 5, "snaplen": 128}}], [{"log": {"group": 5, "snaplen": "x"}}])
+    assert [log.size for log in found.logs] == [128, 0]
+    for option, size in (("--nflog-size 64", 64), ("--nflog-range 64", 0)):
+        assert [log.size for log in save(f"INPUT -j NFLOG --nflog-group 5 {option}").logs] == [size]
 
 
 def test_what_nftables_rules_log() -> None:
@@ -478,6 +535,24 @@ def test_the_hardware_clock(case: Case) -> None:
     assert levels(kernel.clock(case)) in (["clock:ok"], ["clock:note"]), "a time zone is no wrong clock"
     put(case, "sys/class/rtc/rtc0/since_epoch", str(int(time.time()) - 10 * 86_400))
     assert levels(kernel.clock(case)) == ["clock:warning"]
+
+
+@pytest.mark.parametrize(
+    ("proof", "kept_right", "level"),
+    [
+        pytest.param("", True, Level.OK, id="somebody keeps it right"),
+        pytest.param("", False, Level.NOTE, id="nobody does, and no door goes by it"),
+        pytest.param("totp", False, Level.WARNING, id="nobody does, and a TOTP door goes by it"),
+        pytest.param("spa", False, Level.WARNING, id="nobody does, and an SPA door goes by it"),
+        pytest.param("spa", None, Level.NOTE, id="the kernel may not be asked"),
+    ],
+)
+def test_a_clock_that_nobody_keeps_right(case: Case, proof: Proof, kept_right: bool | None, level: Level) -> None:
+    case.config = replace(case.config, doors=(Door("vpn", (), proof=proof),))
+    case.host.__dict__["synchronised"] = kept_right  # as it would be cached
+    (finding,) = kernel.clock(case)
+    assert (finding.check, finding.level) == ("clock", level)
+    assert (finding.remedy == "") == (level is Level.OK or kept_right is None)
 
 
 def test_interfaces(case: Case) -> None:

@@ -17,6 +17,7 @@ from logknock.counts import ADOPTED, FAILURES, LATENCIES, REFUSED, Counts, Facts
 from logknock.knock import Door, Evicted, Matcher, Reason
 from logknock.metrics import FAMILIES
 from logknock.packet import Packet
+from logknock.spa import Reason as SpaReason
 from logknock.standing import Degraded, DoorStanding, SourceStanding, Standing
 from logknock.trail import Memory
 
@@ -28,6 +29,8 @@ PROMTOOL = UNPACKED / "usr/bin/promtool"
 RULES = PROJECT / "packaging/prometheus/logknock.rules.yml"
 DASHBOARD = PROJECT / "packaging/grafana/logknock.json"
 GUIDE = PROJECT / "docs/howto/metrics.md"
+
+MAIL = Door("vpn", (), opens=SSH.opens, proof="spa")
 
 
 def counted(doors: list[Door], packets: list[Packet], max_knockers: int = 1_000) -> Counts:
@@ -119,6 +122,19 @@ def test_a_reload_keeps_the_counts_of_doors_that_stay_and_forgets_the_others() -
     assert found.failures.keys() == found.attempts.keys()
 
 
+def test_single_packets_are_counted_where_some_door_takes_them() -> None:
+    counts = Counts()
+    counts.use([SSH], ["log"])
+    assert counts.counted().mailed == {}
+    counts.use([SSH, MAIL], ["log"])
+    counts.mailed(None)
+    counts.mailed(SpaReason.AGE)
+    counts.use([MAIL], ["log"])
+    found = counts.counted().mailed
+    assert found.keys() == {"accepted", *(reason.name.lower() for reason in SpaReason)}
+    assert {result for result, times in found.items() if times} == {"accepted", "age"}
+
+
 def test_what_is_kept_between_two_seconds_is_bounded_by_the_doors() -> None:
     """T13: a million first knocks of a million sources are one entry, and none after a second."""
     counts = counted([SSH, WEB], [knock(0, "7000/tcp", src=number.to_bytes(4, "big")) for number in range(1, 5_000)])
@@ -155,8 +171,10 @@ def test_reloads_are_counted_by_their_result() -> None:
 def facts(doors: int = 2) -> Facts:
     """A daemon to which everything has happened."""
     named = [Door(f"door-{number}", SSH.sequence, opens=SSH.opens) for number in range(doors)]
-    counts = counted(named, [knock(0, "7000/tcp"), knock(1, "8000/tcp"), knock(2, "1/tcp")])
+    counts = counted([*named, MAIL], [knock(0, "7000/tcp"), knock(1, "8000/tcp"), knock(2, "1/tcp")])
     counts.opened("log", 0.003)
+    for reason in (None, SpaReason.HMAC, SpaReason.HMAC, SpaReason.REPLAYED):
+        counts.mailed(reason)
     standing = Standing(
         version="1.2.3",
         started=1e9,
@@ -206,6 +224,10 @@ def test_promtool_finds_nothing_to_say() -> None:
         "logknock_knockers 4.0",
         'logknock_attempts_total{door="door-1",stage="2"} 1.0',
         'logknock_attempts_failed_total{door="door-1",reason="wrong"} 1.0',
+        'logknock_spa_packets_total{result="accepted"} 1.0',
+        'logknock_spa_packets_total{result="hmac"} 2.0',
+        'logknock_spa_packets_total{result="replayed"} 1.0',
+        'logknock_spa_packets_total{result="age"} 0.0',
         'logknock_grants_open{door="door-1"} 1.0',
         'logknock_grants_opened_total{door="door-1"} 2.0',
         'logknock_grants_refused_total{door="door-1"} 0.0',

@@ -6,7 +6,8 @@ import pytest
 
 from logknock.knock import Code, Door, Failed, Grant, Granted, Matcher, Reason, Revoked, Sequence, Service, Spent
 from logknock.packet import ACK, SYN, TCP, Packet
-from logknock.trail import MAX_LATE, Finding, Memory, Refused, Stale, Told, Trail, Verdict, advice
+from logknock.spa import Reason as SpaReason
+from logknock.trail import MAX_LATE, Finding, Mailed, Memory, Refused, Stale, Told, Trail, Verdict, advice
 
 SRC = ipaddress.ip_address("198.51.100.7").packed
 DST = ipaddress.ip_address("10.99.0.1").packed
@@ -130,6 +131,42 @@ def test_an_attempt_from_before_a_reload_is_told_of_without_what_is_expected_now
     for packet in (knock(0, "7000/tcp"), knock(1, "1/tcp")):
         found = trail.follow(packet, matcher.receive(packet))
     assert found[0].words == "wrong port at stage 1 of 2: the next knock of its sequence was expected"
+
+
+MAIL = Packet(5.0, SRC, DST, 17, 40_000, 62_201, 0)
+
+
+@pytest.mark.parametrize(
+    ("reason", "verdict"),
+    [
+        (None, Verdict.ACCEPTED),
+        (SpaReason.REPLAYED, Verdict.REPLAYED),
+        (SpaReason.AGE, Verdict.AGE),
+        (SpaReason.SERVICE, Verdict.REJECTED),
+    ],
+)
+def test_a_single_packet_has_its_verdict_and_its_client(reason: SpaReason | None, verdict: Verdict) -> None:
+    (found,) = Trail([]).follow(MAIL, [Mailed(MAIL, "vpn", "laptop", reason, "the words")])
+    assert (found.door, found.service, found.verdict) == ("vpn", "62201/udp", verdict)
+    assert "client laptop" in found.words
+    assert "the words" in found.words
+
+
+def test_an_opening_for_another_address_says_whose() -> None:
+    other = ipaddress.ip_address("198.51.100.9").packed
+    (found,) = Trail([SSH]).follow(MAIL, [Granted(MAIL, Grant("ssh", other, 65.0))])
+    assert found.words == "opened for 198.51.100.9 for 60 s"
+
+
+def test_t18_what_was_overheard_does_not_push_out_of_memory_what_takes_a_key() -> None:
+    """T18: nor do packets of nobody's."""
+    memory = Memory(most=4)
+    memory.keep(MAIL, [Mailed(MAIL, "vpn", "laptop", None, "")])
+    for reason, client in ((SpaReason.REPLAYED, "laptop"), (SpaReason.HMAC, "")):
+        for number in range(10):
+            memory.keep(MAIL._replace(time=6.0 + number), [Mailed(MAIL, "vpn", client, reason, "")])
+    assert len(memory.of(SRC)) == 5
+    assert memory.of(SRC)[0].time == 5.0
 
 
 def test_who_was_given_up_is_remembered_within_bounds() -> None:

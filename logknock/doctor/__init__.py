@@ -43,6 +43,7 @@ _CHECKS: tuple[tuple[str, Check], ...] = (
     ("state", doors.state),
     ("daemon", doors.daemon),
     ("onetime", doors.onetime),
+    ("clients", doors.clients),
     ("trusted", doors.trusted),
     ("trap-listening", doors.traps),
     ("knock-listening", doors.knocks),

@@ -17,8 +17,8 @@ from .rules import Log
 _DEFAULT = Path("/etc/logknock/logknock.toml")
 
 
-# Services of one-time sequences that are followed through the rules. There can be 131,070; what drops some of them by
-# accident drops them by ranges or all.
+# Services of one-time and derived sequences that are followed through the rules. There can be 131,070; what drops some
+# of them by accident drops them by ranges or all.
 _TRIED = 64
 
 _UNITS = ("etc/systemd/system", "run/systemd/system", "lib/systemd/system", "usr/lib/systemd/system")
@@ -97,8 +97,9 @@ class Case:
     @cached_property
     def tried(self) -> tuple[Service, ...]:
         """Of all that is knocked on, what is followed through the rules."""
-        others = sorted(self.knocked - self.config.knocked)
-        return (*sorted(self.config.knocked), *others[:_TRIED])
+        fixed = {service for door in self.config.doors for service in door.sequence}
+        others = sorted(self.knocked - fixed)
+        return (*sorted(fixed), *others[:: len(others) // _TRIED + 1])
 
     @property
     def knows_all_knocks(self) -> bool:

@@ -7,9 +7,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from .. import lockout, status
+from .. import lockout, spa, status
 from ..control import NAME, ControlError, ask
-from ..errors import NO_PERMISSION
+from ..errors import NO_PERMISSION, LogknockError
 from ..knock import Service
 from ..ownership import service_user
 from ..packet import TCP
@@ -133,6 +133,28 @@ def onetime(case: Case) -> Iterator[Finding]:
             yield _told(case, "onetime", f"{file.path} (door {file.door}): {remark.text}", remark.code)
     if found.files and not any(file.remarks for file in found.files):
         yield Finding("onetime", Level.OK, f"{counted(len(found.files), 'file')} can be used")
+
+
+def clients(case: Case) -> Iterator[Finding]:
+    """Doors that ask their clients for a proof: whether there are any, and what reads their packets."""
+    config = case.config
+    enrolled = {door.door: len(door.clients) for door in config.totp}
+    keys = [key.door for key in config.spa_keys]
+    enrolled |= {name: keys.count(name) for name, _ in config.spa_doors}
+    for name in (name for name, count in enrolled.items() if not count):
+        verb = "enroll" if any(name == door.door for door in config.totp) else "keygen"
+        text = f"door {name} has no client: it opens for nobody"
+        yield Finding("clients", Level.WARNING, text, case.command(f"{verb} {name} laptop"))
+    if keys:
+        try:
+            spa.require()
+        except LogknockError as error:
+            text = f"{error.message}: doors with spa open for nobody"
+            yield Finding("clients", Level.ERROR, text, error.hint)
+            return
+    if enrolled and all(enrolled.values()):
+        named = some(f"{name} ({counted(count, 'client')})" for name, count in enrolled.items())
+        yield Finding("clients", Level.OK, named)
 
 
 def _told(case: Case, check: str, text: str, code: int) -> Finding:
@@ -275,7 +297,8 @@ def _loaded(case: Case, pid: int) -> float | None:
 def newest_file(path: Path) -> tuple[Path, float] | None:
     """The file of the configuration that was written last, and when."""
     try:
-        files = [path, *sorted((path.parent / "conf.d").glob("*.toml"))]
+        folders = (path.parent / "conf.d", path.parent / "clients")
+        files = [path, *(file for folder in folders for file in sorted(folder.glob("*.toml")))]
         return max(((file, file.stat().st_mtime) for file in files), key=lambda found: found[1])
     except OSError:  # it is being changed at this moment
         return None

@@ -5,7 +5,6 @@ Rule 2: what is not there is None or empty; what may not be seen is a LogknockEr
 Rule 3: what takes a format apart is a pure function, here, beside what reads it.
 """
 
-import ctypes
 import os
 import re
 import subprocess
@@ -16,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..clock import is_synchronised
 from ..errors import NO_PERMISSION, FirewallError, LogknockError
 from ..firewall import iptables, ruleset
 from ..knock import Service
@@ -29,9 +29,6 @@ _LIMIT = 10.0  # seconds for a program that prints something short
 # Network namespaces that are asked for the switch of the first one; a host of many containers has it at its first
 # process, and elsewhere few are to be seen.
 _MAX_NAMESPACES = 32
-
-_TIME_ERROR = 5  # sys/timex.h: the clock is not synchronised
-_TIMEX_BYTES = 256  # struct timex has 208
 
 _SSH_DAEMONS = ("sshd", "dropbear")
 
@@ -130,9 +127,9 @@ class Host:
         return any(f"/{name}.ko" in text for text in listed for name in names)
 
     @cached_property
-    def synchronised(self) -> bool:
-        """Whether something keeps the clock right, as the kernel has been told (adjtimex(2), which asks only)."""
-        return bool(ctypes.CDLL(None).adjtimex(ctypes.create_string_buffer(_TIMEX_BYTES)) != _TIME_ERROR)
+    def synchronised(self) -> bool | None:
+        """Whether something keeps the clock right, as the kernel has been told; None where it may not be asked."""
+        return is_synchronised()
 
     # ---- namespaces
 

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 
+from .. import status
 from ..config import Config
 from .case import Case
 from .finding import Finding, Level, counted, some
@@ -87,13 +88,18 @@ def namespace(case: Case) -> Iterator[Finding]:
 
 
 def clock(case: Case) -> Iterator[Finding]:
-    """A clock that steps ends attempts; one that is wrong makes times in logs wrong."""
+    """A clock that steps ends attempts; one that is wrong makes times in logs wrong, and shuts doors that go by it."""
     check = "clock"
     hardware = case.host.number("/sys/class/rtc/rtc0/since_epoch")
     if hardware is not None and abs(hardware - time.time()) > _CLOCKS_APART:
         days = abs(hardware - time.time()) / 86_400
         text = f"the system's clock and the hardware's are {days:,.0f} days apart"
         yield Finding(check, Level.WARNING, text, "hwclock --systohc  # once timedatectl shows the right time")
+    elif case.host.synchronised is None:
+        yield Finding(check, Level.NOTE, "whether something keeps the clock right cannot be seen from here")
+    elif not case.host.synchronised and (timed := status.timed(case.config.doors)):
+        text = f"nothing keeps the clock right: when it is a minute off, nobody gets in by {some(timed)}"
+        yield Finding(check, Level.WARNING, text, "timedatectl set-ntp true")
     elif not case.host.synchronised:
         text = "nothing keeps the clock right; each step of it ends the attempts that are under way"
         yield Finding(check, Level.NOTE, text, "timedatectl set-ntp true")

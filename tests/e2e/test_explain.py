@@ -13,6 +13,9 @@ from typing import Any
 
 import pytest
 
+from logknock.config import load
+from logknock.totp import sequence_of, step_at
+
 from ..netns import pair
 from ..test_nflog import FLOOD, dropped
 from .world import KNOCKS, SSH, Daemon, World, until, write_sequences
@@ -378,3 +381,64 @@ def test_asking_again_and_again_takes_no_memory_while_many_knock(world: World) -
         before = memory(daemon)
         world.gateway.python(ask, runtime, "3000")
         assert memory(daemon) - before < 12_000, "kB; without, 7 kB a client"
+
+
+# ---- doors whose clients derive their sequences
+
+TOTP = """
+[totp]
+host = "gate.example"
+[doors.ssh]
+opens = ["22/tcp"]
+totp = {}
+[clients.ssh.laptop]
+secret = "ORSXG5BAONSWG4TFOQQGMYLDMVSWIZLDN5SGK4TT"
+[clients.ssh.phone]
+secret = "MFRGGZDFMZTWQ2LKNNWG23TPOBYXE43UOV3HO6DZ"
+"""
+
+
+def derived(world: World, now: float) -> list[str]:
+    """What the laptop knocks at that time."""
+    (door,) = load(world.config).totp
+    laptop = next(client for client in door.clients if client.name == "laptop")
+    return [str(service) for service in sequence_of(door, laptop, step_at(now, door.step))]
+
+
+def advice(world: World) -> list[str]:
+    (found,) = (answer["advice"] for answer in explain(world) if "advice" in answer)
+    assert isinstance(found, list)
+    return found
+
+
+def test_a_clock_that_is_off_is_named_with_its_client_and_by_how_much(world: World) -> None:
+    with running(world, TOTP) as daemon:
+        world.knock(*derived(world, time.time() - 7 * 60))
+        until(
+            lambda: "client laptop's knocks at ssh, but its clock is 7 minutes behind this host's" in advice(world),
+            "the advice",
+        )
+        last = "ssh opens with the sequence of a client's current step (each counts once) within 15 s"
+        assert advice(world)[-1].startswith(last), (
+            "and behind it, if by chance one of the knocks began another, how far"
+        )
+        assert not daemon.says("OPEN SESAME")
+
+
+def test_t18_a_step_that_comes_again_is_told_as_such_and_whose_it_is(world: World) -> None:
+    """T18: in the log, and to who asks; and who opened the door is known."""
+    with running(world, TOTP) as daemon:
+        now = time.time()
+        knocks = derived(world, now)
+        world.knock(*knocks)
+        daemon.wait_for(f"{world.client.ipv4}: ssh: OPEN SESAME")
+        assert daemon.says(f"{world.client.ipv4}: ssh: step {step_at(now, 30) * 30} of client laptop used")
+        asked = ["-c", str(world.config)]
+        assert "by client laptop" in world.gateway.logknock("status", *asked).stdout
+        assert world.gateway.logknock("grants", *asked).stdout.splitlines()[1].split()[-2:] == ["client", "laptop"]
+        (opened,) = (each for each in findings(world) if each[2] == "used")
+        assert opened[3].endswith("of client laptop used")
+        world.knock(*knocks)
+        daemon.wait_for("ssh: sequence of a step that is used up")
+        assert findings(world)[-1][2] == "replayed"
+        assert "client laptop's knocks at ssh, of a step that is used up" in advice(world)
