@@ -343,6 +343,10 @@ def _variant(key: str, table: Table) -> tuple[str, ...] | None:
     return command if table.has(key) else None
 
 
+# What counts for knocks alone. (After seq_timeout a record is too old to open anything, a packet's too.)
+_NOT_OF_PACKETS = ("tcp_flags", "cooldown")
+
+
 def _check_door(door: Door, table: Table) -> None:
     """What a door's own table shows of it."""
     if not values.NAME.fullmatch(door.name):
@@ -363,6 +367,9 @@ def _check_door(door: Door, table: Table) -> None:
         table.error("onetime", f"names {len(door.onetime)} files, and {MAX_FILES} are the most", "make two doors of it")
     if door.proof == "spa" and not door.opens and "opens" not in table.wrong:
         table.error("opens", "is missing: a packet asks for services by name", 'opens = ["22/tcp"]')
+    for key in _NOT_OF_PACKETS if door.proof == "spa" else ():
+        if table.has(key):
+            table.error(key, "does not apply to an SPA door: a single packet opens it", "leave it out")
     if door.name in door.closes:
         table.error("closes", "a door cannot close itself", "its timeout does that")
     for key in ("on_open", "on_close", "on_open_6", "on_close_6"):

@@ -170,6 +170,11 @@ def client(line: str = "", table: str = KEYS + 'allow = ["22/tcp"]\n') -> str:
 
 
 WRONG: Claims = {
+    "a key of knocks at a door that takes packets": (
+        f'{SPA.rstrip()}\ncooldown = "1m"\n{ANNA}',
+        "4: doors.vpn.cooldown: does not apply to an SPA door: a single packet opens it",
+        "leave it out",
+    ),
     "a secret of another alphabet": (
         f'{TOTP}[clients.ssh.a]\nsecret = "{SECRET[:-1]}1"',
         "7: clients.ssh.a.secret: the secret is no base32: letters A to Z and digits 2 to 7",
