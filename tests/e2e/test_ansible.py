@@ -9,6 +9,7 @@ import json
 import re
 import shutil
 import subprocess
+import time
 import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -17,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
-from logknock import __version__
+from logknock import __version__, totp
+from logknock.config_values import port_range
+from logknock.knock import Service
 
 from ..netns import Host, pair
 from .booted import PROJECT, BootedHost, booted
@@ -172,7 +175,7 @@ def fleet(built: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Fle
             input=SETTINGS,
         )
         made = Fleet(gate, controller, built)
-        inventory, secrets, _ = (block.text for block in PAGE.written_in("yaml"))
+        inventory, secrets, *_ = (block.text for block in PAGE.written_in("yaml"))
         made.write("inventory.yml", inventory)
         made.write("group_vars/all.yml", secrets)
         yield made
@@ -368,6 +371,27 @@ def test_metrics_are_given_with_all_that_they_need(fleet: Fleet) -> None:
     assert recap(said, "gate.example")["failed"] == 0
     assert "logknock_build_info{" in fleet.gate.run("python3", "-c", SCRAPE).stdout
     until(lambda: not fleet.gate.run("test", "-s", f"{folder}/logknock.prom", check=False).returncode, "a file")
+
+
+def test_clients_of_totp_doors_are_a_variable_and_their_secrets_are_never_shown(fleet: Fleet) -> None:
+    (wanted,) = (block.text for block in PAGE.under("Doors that cannot be replayed").written_in("yaml"))
+    fleet.write("host_vars/gate.example.yml", wanted)
+    said = fleet.play("--limit gate.example --diff")
+    assert recap(said, "gate.example")["failed"] == 0
+    assert "+clients.ssh.anna.secret = (hidden)" in said
+    (secret,) = re.findall(r'secret: "(\w+)"', wanted)
+    assert secret not in said
+    step = totp.step_at(time.time(), totp.DEFAULT_STEP)
+    pool = tuple(service for words in totp.DEFAULT_PORTS for service in services(words))
+    knocks = totp.derive(totp.parse_secret(secret), step, "ssh", "gate.example", pool, totp.DEFAULT_LENGTH)
+    fleet.opens(*map(str, knocks))
+    fleet.controller.run("rm", f"{FLEET}/host_vars/gate.example.yml")
+
+
+def services(words: str) -> list[Service]:
+    """Those of a range of ports."""
+    proto, first, last = port_range(words)
+    return [Service(proto, port) for port in range(first, last + 1)]
 
 
 # ---- knocks in place of trust
@@ -573,6 +597,23 @@ def test_sequences_that_are_made_up_are_in_no_order_and_knock_where_nothing_else
         assert len(set(numbers)) == 3
         assert numbers not in (sorted(numbers), sorted(numbers, reverse=True))
     assert len({tuple(sequence) for sequence in sequences}) > 490
+
+
+BEGUN = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+from logknock import begun
+old = {"sequence": ["7000/tcp", "9000/udp", "8000/tcp"], "opens": ["22/tcp"]}
+doors = {"ssh": old, "web": {"totp": {"ports": ["1024-32700/tcp"]}}, "code": {"totp": {"code": 6}}, "one": {"totp": {}}}
+print(json.dumps([begun({}, doors, ["ssh"])["ssh"]["next"] for _ in range(100)]))
+"""
+
+
+def test_sequences_that_are_made_up_stay_out_of_what_totp_doors_derive_theirs_from() -> None:
+    argv = [str(OLD / "python"), "-c", BEGUN, str(COLLECTION / "plugins/filter")]
+    made = json.loads(subprocess.run(argv, cwd="/", capture_output=True, text=True, check=True).stdout)
+    assert len(made) == 100
+    assert all(int(knock.partition("/")[0]) > 32_700 for sequence in made for knock in sequence)
 
 
 def test_the_collection_has_the_program_s_version() -> None:

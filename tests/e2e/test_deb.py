@@ -261,8 +261,8 @@ def test_from_installation_to_purge(hosts: tuple[Host, Host], built: Path, packa
         assert host.run("systemctl", "is-enabled", "logknock").stdout == "enabled\n"
         assert host.run("systemctl", "is-failed", "logknock", check=False).stdout == "inactive\n"
         assert not _loaded(host)
-        owners = host.run("stat", "-c", "%a %U:%G", "/etc/logknock", str(CONFIG)).stdout
-        assert owners == "750 root:logknock\n640 root:logknock\n"
+        owners = host.run("stat", "-c", "%a %U:%G", "/etc/logknock", "/etc/logknock/clients", str(CONFIG)).stdout
+        assert owners == "750 root:logknock\n750 root:logknock\n640 root:logknock\n"
         assert "logknock" in host.run("journalctl", "--list-catalog").stdout
         examples = host.run("ls", "/usr/share/doc/logknock/examples").stdout
         assert examples == "logknock.json\nlogknock.rules.yml\n"

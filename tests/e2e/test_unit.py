@@ -6,6 +6,7 @@ One host for all tests of this file; each leaves the service stopped and its own
 import json
 import os
 import re
+import tomllib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -15,6 +16,7 @@ import pytest
 
 from logknock.report import MESSAGE_IDS
 
+from ..config_files import write
 from ..netns import pair
 from .booted import PROJECT, BootedHost, booted
 from .pages import Guide, follows
@@ -466,9 +468,9 @@ def test_the_state_of_a_service_that_is_stopped_is_not_root_s_to_take(server: Se
 def as_it_was(server: Server) -> Iterator[None]:
     """Nothing but what the package has made below /etc/logknock, and whose it is, after the test."""
     yield
-    server.host.run(
-        "sh", "-ec", "cd /etc/logknock; rm -f onetime/* conf.d/*; chgrp -R logknock .; chmod 750 . conf.d onetime"
-    )
+    folders = "clients conf.d onetime"
+    clean = f"for i in {folders}; do rm -f $i/*; done; chgrp -R logknock .; chmod 750 . {folders}"
+    server.host.run("sh", "-ec", f"cd /etc/logknock; {clean}")
 
 
 @pytest.mark.usefixtures("as_it_was")
@@ -523,6 +525,47 @@ def test_others_can_read_the_addresses_for_hosts_allow_and_nothing_else(server: 
             looked = server.host.run(*NOBODY, "--clear-groups", *look.split(), check=False)
             assert looked.stdout == ""
             assert "Permission denied" in looked.stderr
+
+
+# ---- clients with secrets
+
+CLIENTS = """
+[totp]
+host = "gate.example"
+[doors.ssh]
+totp = {}
+opens = ["22/tcp"]
+timeout = "30s"
+[doors.vpn]
+spa = {}
+opens = ["80/tcp"]
+timeout = "30s"
+"""
+
+
+def test_what_enroll_and_keygen_write_the_service_reads_and_its_limits_let_it_decrypt(
+    server: Server, tmp_path: Path
+) -> None:
+    """Written by root for the group, before it runs and while it does; MemoryDenyWriteExecute= and the rest hold."""
+    run, address = server.host.run, server.client.ipv4
+    server.configure(CLIENTS + '[firewall]\ntrusted = ["192.0.2.0/24"]\n')
+    more = ("--json", "--address", server.gateway.ipv4)
+    told = [run("logknock", "enroll", "ssh", "laptop", *more).stdout]
+    with server.running():
+        told.append(
+            run("logknock", "keygen", "vpn", "laptop", "--allow", "80/tcp", "--from", address, "--write", *more).stdout
+        )
+        for door in ("ssh", "vpn"):
+            file = f"/etc/logknock/clients/{door}.laptop.toml"
+            assert run("stat", "-c", "%U:%G %a", file).stdout == "root:logknock 640\n"
+        profiles = write(tmp_path, "".join(json.loads(one)["profile"] for one in told), "client.toml")
+        environment = os.environ | {"LOGKNOCK_CLIENT": str(profiles), "XDG_STATE_HOME": str(tmp_path)}
+        for name in tomllib.loads(profiles.read_text())["profiles"]:
+            server.client.logknock("knock", name, env=environment)
+        both = {f"{address} . tcp . 22", f"{address} . tcp . 80"}
+        until(lambda: set(server.granted()) == both, "two open doors")
+        assert "denied" not in server.said()
+    run("sh", "-c", "rm /etc/logknock/clients/*")
 
 
 # ---- credentials

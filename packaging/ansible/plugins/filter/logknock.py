@@ -22,6 +22,9 @@ ROLES = os.path.join(os.path.dirname(__file__), "..", "..", "roles")
 # connections of its own (ip-sysctl, ip_local_port_range): 2^44 sequences of three.
 PORTS = range(1024, 32768)
 
+# Where the sequences of a door are that derives them, if it does not say: of a door's own, of 6 and of 8 digits.
+POOLS = {0: ("20000-20499/tcp",), 6: ("20000-20299/tcp",), 8: ("20000-20399/tcp",)}
+
 # What is made up is at least this long, and not longer than a door may have it.
 SHORTEST = 3
 LONGEST = 32
@@ -163,7 +166,8 @@ def begun(rotation, doors, names, given=None, taken=()):
         avoided.update(door.get("sequence") or [])
         for sequence in found.get(name, {}).values():
             avoided.update(sequence)
-    ports = {int(service.partition("/")[0]) for service in avoided if service.partition("/")[0].isdigit()}
+        avoided.update(_pool(door))
+    ports = {port for service in avoided for port in _ports(service)}
     for name in names:
         state = found.get(name, {})
         chosen = (given or {}).get(name)
@@ -176,6 +180,22 @@ def begun(rotation, doors, names, given=None, taken=()):
         ports.update(int(service.partition("/")[0]) for service in new)
         found[name] = {"sequence": sequence, "next": list(new)}
     return found
+
+
+def _pool(door):
+    """The ranges that belong to a door which derives its sequences, or takes single packets."""
+    found = []
+    if isinstance(door.get("totp"), dict):
+        found += door["totp"].get("ports") or POOLS.get(door["totp"].get("code") or 0, ())
+    if isinstance(door.get("spa"), dict):
+        found += door["spa"].get("ports") or ()
+    return map(str, found)
+
+
+def _ports(text):
+    """The ports of `PORT/tcp` or `FIRST-LAST/tcp`; none where it is neither."""
+    first, _unused, last = text.partition("/")[0].partition("-")
+    return range(int(first), int(last or first) + 1) if first.isdigit() and (last or first).isdigit() else ()
 
 
 def mistakes(given, doors, names, host, hosts, guarded=()):

@@ -15,7 +15,8 @@ short_description: Write logknock's configuration, and load its rules on trial
 version_added: 0.1.0
 description:
   - Writes a TOML file that holds sequences, if C(validate) has nothing against it.
-  - The file is tried under another name beside a view of the C(conf.d) that it will have beside it, in check mode too.
+  - The file is tried under another name beside a view of the C(conf.d) and the C(clients) that it will have beside it,
+    in check mode too.
   - The diff shows what changes by its keys. Sequences are never shown, only that they differ.
   - With I(rules=trial) the firewall rules that follow from the file are loaded by C(logknock rules apply --confirm) in
     a unit of systemd, C(logknock-trial.service). Unless somebody runs C(logknock rules confirm) in time, the
@@ -51,8 +52,9 @@ options:
     default: 60
   reload:
     description:
-      - Whether a C(logknock.service) that runs is to go on with the file, and with what is in C(conf.d) beside it, if
-        it has loaded older ones. Where it refuses a file that is not on trial, the file from before comes back.
+      - Whether a C(logknock.service) that runs is to go on with the file, and with what is in C(conf.d) and C(clients)
+        beside it, if it has loaded older ones. Where it refuses a file that is not on trial, the file from before comes
+        back.
     type: bool
     default: false
 extends_documentation_fragment:
@@ -134,7 +136,10 @@ PATIENCE = 60.0
 LOADED = "still reachable?"
 
 # Keys whose values are secrets. Files of one-time sequences are named, and not read.
-SECRET = ("sequence",)
+SECRET = ("sequence", "secret", "key", "key_base64", "hmac_key", "hmac_key_base64")
+
+# Folders beside the file whose files count too.
+NEIGHBOURS = ("conf.d", "clients")
 
 # Elements that give away what to knock: only how many of them change is told.
 SECRET_SETS = ("watched", "traps")
@@ -249,7 +254,9 @@ def secrets(table):
         if key in SECRET:
             for leaf in leaves(value):
                 pieces = re.split(r"[\s,;]+", leaf)
-                found.update([leaf, json.dumps(leaf)[1:-1], *pieces, *(piece.partition("/")[0] for piece in pieces)])
+                found.update([leaf, json.dumps(leaf)[1:-1], *pieces])
+                if key == "sequence":
+                    found.update(piece.partition("/")[0] for piece in pieces)
         elif isinstance(value, dict):
             found.update(secrets(value))
     return sorted(filter(None, found), key=len, reverse=True)
@@ -336,15 +343,16 @@ class Configuration:
             return self.module.fail_json(msg=f"{self.path}: {error.strerror}")
 
     def _stage(self):
-        """The new file in a place of its own, as its command will find it later: with its owner, mode and conf.d."""
+        """The new file in a place of its own, as its command will find it later: owner, mode and neighbours."""
         folder = tempfile.mkdtemp(dir=self.module.tmpdir)
         staged = os.path.join(folder, os.path.basename(self.path))
         descriptor = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(self.text.encode("utf-8"))
-        neighbours = os.path.join(os.path.dirname(self.path), "conf.d")
-        if os.path.isdir(neighbours):
-            os.symlink(neighbours, os.path.join(folder, "conf.d"))
+        for name in NEIGHBOURS:
+            neighbour = os.path.join(os.path.dirname(self.path), name)
+            if os.path.isdir(neighbour):
+                os.symlink(neighbour, os.path.join(folder, name))
         self._own(staged)
         return staged
 
@@ -491,10 +499,12 @@ class Configuration:
             loaded = datetime.fromisoformat(json.loads(out)["standing"]["loaded"]).timestamp()
         except (ValueError, KeyError, TypeError):
             return False  # it cannot be asked: whether it runs is another task's matter
-        folder = os.path.join(os.path.dirname(self.path), "conf.d")
         paths = [self.path]
-        if os.path.isdir(folder):
-            paths += [folder, *(os.path.join(folder, name) for name in os.listdir(folder) if name.endswith(".toml"))]
+        for neighbour in NEIGHBOURS:
+            folder = os.path.join(os.path.dirname(self.path), neighbour)
+            if os.path.isdir(folder):
+                names = (name for name in os.listdir(folder) if name.endswith(".toml"))
+                paths += [folder, *(os.path.join(folder, name) for name in names)]
         return max(map(os.path.getmtime, paths)) > loaded + CLOCK
 
     def reload(self, on_trial):
