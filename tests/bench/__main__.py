@@ -1,4 +1,4 @@
-"""`python -m tests.bench`: figures beside knockd's and fail2ban's, in one run, as a table and as JSON.
+"""`python -m tests.bench`: figures beside knockd's, fwknopd's and fail2ban's, in one run, as a table and as JSON.
 
 Rule 1: it needs root, touches nothing outside namespaces of its own, and leaves nothing behind. Rule 2: figures that
 fall short are figures: the exit code is 0 whenever everything was measured.
@@ -22,6 +22,7 @@ import click
 from rich.console import Console
 from rich.table import Table
 
+from ..peers import UNPACKED
 from .field import FULL, QUICK
 from .figures import Figure
 from .measure import SECTIONS
@@ -34,7 +35,7 @@ from .peers import DAEMON_CPU, SENDER_CPU
 @click.option("--json", "output", type=click.Path(path_type=Path), default=Path("bench.json"), show_default=True)
 @click.option("--markdown", is_flag=True, help="Print the table for a document.")
 def main(quick: bool, only: tuple[str, ...], output: Path, markdown: bool) -> None:
-    """Measure logknock beside knockd and fail2ban."""
+    """Measure logknock beside knockd, fwknopd and fail2ban."""
     if os.geteuid():
         raise click.ClickException("the benchmark makes network namespaces: run it as root (make bench uses sudo)")
     signal.signal(signal.SIGTERM, signal.default_int_handler)
@@ -71,6 +72,7 @@ def _machine(load: float) -> dict[str, str]:
         "python": platform.python_version(),
         "nft": _version("nft", "--version"),
         "knockd": _version("dpkg-query", "-W", "-f=${Version}", "knockd"),
+        "fwknopd": _version(f"{UNPACKED}/usr/sbin/fwknopd", "-V").partition(",")[0].removeprefix("fwknopd server "),
     }
 
 

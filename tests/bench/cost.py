@@ -5,17 +5,18 @@ meets all of them.
 """
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from statistics import median
 from typing import Self
 
 from ..netns import Host
 from .field import WAVE, Field, Plan, field, million
 from .figures import Figure
-from .peers import Make, Running, bare, knockd, logknock, running, sequence
+from .peers import KNOCKS, Make, Running, bare, knockd, logknock, running, sequence
 from .sender import Ring
 
 _SECTION = "processor time a packet"
@@ -33,7 +34,7 @@ _TRAP_SOURCES = 0x6450  # none of those that knock
 
 
 @dataclass(frozen=True, slots=True)
-class _Subject:
+class Subject:
     """A program under measurement, and what it is sent."""
 
     on: Field
@@ -42,10 +43,19 @@ class _Subject:
     traps: Ring | None
 
     @classmethod
-    def start(cls, stack: ExitStack, make: Make, doors: int = 1, traps: bool = False) -> Self:
-        """Start the program; the stack ends it."""
-        on = stack.enter_context(field(make))
-        firsts = [sequence(number)[0] for number in range(doors)]
+    def start(
+        cls,
+        stack: ExitStack,
+        make: Make,
+        firsts: Sequence[int] = KNOCKS[:1],
+        traps: bool = False,
+        folder: Path | None = None,
+    ) -> Self:
+        """Start the program; the stack ends it.
+
+        firsts: the ports on which a knock is somebody's first one. folder: as of `field`.
+        """
+        on = stack.enter_context(field(make, folder))
         knocks = stack.enter_context(million(on, firsts))
         others = stack.enter_context(million(on, _traps(on.peer.host), _TRAP_SOURCES)) if traps else None
         return cls(on, stack.enter_context(running(on.peer)), knocks, others)
@@ -57,12 +67,22 @@ class _Subject:
 
     def cost(self, ring: Ring, packets: int) -> float:
         """Microseconds of processor time for each packet that the program reads of so many."""
-        cpu, (read, _) = self.program.cpu(), self.program.packets()
-        self.on.flood(ring, _RATE, _LIMIT, packets)
-        if self.on.peer.name != "knockd":  # it would go on for minutes; what it has done until now tells as much
-            self.program.settle(_LIMIT)
-        used = self.program.cpu() - cpu
-        return used / (self.program.packets()[0] - read) * 1e6
+        return settled_cost(self.on, self.program, ring, packets)
+
+
+def settled_cost(
+    on: Field, program: Running, ring: Ring, packets: int, *, rate: float = _RATE, limit: float = _LIMIT
+) -> float:
+    """Microseconds of processor time for each packet that the program reads of so many, sent at this rate.
+
+    limit: the most seconds that sending takes, and reading what waits then.
+    """
+    cpu, (read, _) = program.cpu(), program.packets()
+    on.flood(ring, rate, limit, packets)
+    if on.peer.name != "knockd":  # it would go on for minutes; what it has done until now tells as much
+        program.settle(limit)
+    used = program.cpu() - cpu
+    return used / (program.packets()[0] - read) * 1e6
 
 
 def cost(plan: Plan) -> Iterator[Figure]:
@@ -71,9 +91,10 @@ def cost(plan: Plan) -> Iterator[Figure]:
     traps: tuple[list[float], list[float]] = [], []
     least: list[float] = []
     with ExitStack() as stack:
-        one = _Subject.start(stack, logknock, traps=True)
-        thousand = _Subject.start(stack, partial(logknock, doors=_MANY), doors=_MANY, traps=True)
-        nothing = _Subject.start(stack, bare)
+        one = Subject.start(stack, logknock, traps=True)
+        ports = [sequence(number)[0] for number in range(_MANY)]
+        thousand = Subject.start(stack, partial(logknock, doors=_MANY), ports, traps=True)
+        nothing = Subject.start(stack, bare)
         for _ in range(plan.repeats):
             for number, subject in enumerate((one, thousand)):
                 assert subject.traps is not None
@@ -89,7 +110,7 @@ def cost(plan: Plan) -> Iterator[Figure]:
 
 def _knockd_cost(plan: Plan) -> float:
     with ExitStack() as stack:
-        subject = _Subject.start(stack, knockd)
+        subject = Subject.start(stack, knockd)
         return subject.cost(subject.first_knocks, plan.packets)
 
 

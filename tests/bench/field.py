@@ -4,14 +4,16 @@ Rule 1: each field is made of fresh namespaces, and gone afterwards. Rule 2: wha
 every run is the same one.
 """
 
+import os
 import random
 import socket
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import TemporaryDirectory, gettempdir
 
 from ..netns import Host, pair
 from .frames import Link, Wave, syn, wave_frames, wave_words
@@ -28,6 +30,12 @@ _WAVES = MILLION // WAVE
 
 # An honest knocker whose door is not open so many seconds after the last knock has gone.
 PATIENCE = 5.0
+
+# What SQLite has to sync for one use: three pages at the end of its log, and two of the opening before.
+_LOG_BYTES = 5 * 4096
+
+# Files in memory cost nothing to sync.
+_IN_MEMORY = {"tmpfs", "ramfs"}
 
 # (link, source, source port, port): a frame
 MakeFrame = Callable[[Link, bytes, int, int], bytes]
@@ -79,9 +87,13 @@ class Field:
             self.wire.send(frame)
             # At random: a program that looks every so often must not be met at always the same moment.
             time.sleep(RANDOM.uniform(0.01, 0.06))
+        return self.opening_by(door, asked, last)
+
+    def opening_by(self, door: DoorSet, asked: bytes, frame: bytes) -> float:
+        """The same of a frame that is all that is missing."""
         assert not door.holds(asked), "open before the last knock"
         start = time.perf_counter()
-        self.wire.send(last)
+        self.wire.send(frame)
         while not door.holds(asked) and time.perf_counter() - start < PATIENCE:
             pass
         return (time.perf_counter() - start) * 1000
@@ -103,6 +115,27 @@ def field(make: Make, folder: Path | None = None) -> Iterator[Field]:
         peer = make(gateway, Path(directory))
         with wire(client) as raw:
             yield Field(peer, link_of(gateway, client), client, raw)
+
+
+@contextmanager
+def disk() -> Iterator[tuple[Path, str]]:
+    """A folder on a disk, and what file system it is on: where temporary files are, or else where we are."""
+    parents = {Path(gettempdir()): "", Path.cwd(): ""}
+    for parent in parents:
+        command = ("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(parent))
+        parents[parent] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    parent, kind = next((item for item in parents.items() if item[1] not in _IN_MEMORY), next(iter(parents.items())))
+    with TemporaryDirectory(dir=parent) as folder:
+        yield Path(folder), kind
+
+
+def sync(folder: Path) -> float:
+    """Milliseconds that the least of a durable write takes: to the end of a file, as SQLite's log grows."""
+    with (folder / "synced").open("ab", buffering=0) as file:
+        start = time.perf_counter()
+        file.write(bytes(_LOG_BYTES))
+        os.fdatasync(file.fileno())
+        return (time.perf_counter() - start) * 1000
 
 
 def link_of(gateway: Host, client: Host) -> Link:

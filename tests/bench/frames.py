@@ -56,9 +56,10 @@ def syn(link: Link, source: bytes, source_port: int, port: int) -> bytes:
     return ethernet(link, ipv4(source, link.target, TCP, _with_sum(tcp, 16, total)))
 
 
-def udp(link: Link, source: bytes, source_port: int, port: int) -> bytes:
-    """One datagram with nothing in it."""
-    return ethernet(link, ipv4(source, link.target, UDP, _UDP.pack(source_port, port, 8, 0)))
+def udp(link: Link, source: bytes, source_port: int, port: int, payload: bytes = b"") -> bytes:
+    """One datagram; by itself with nothing in it."""
+    header = _UDP.pack(source_port, port, _UDP.size + len(payload), 0)
+    return ethernet(link, ipv4(source, link.target, UDP, header + payload))
 
 
 def syn6(link: Link, source: bytes, source_port: int, port: int) -> bytes:

@@ -13,6 +13,8 @@ from .floods import floods, million_sources
 from .onetime import onetime
 from .peers import DoorSet, Make, knockd, logknock, running
 from .sources import latency, reading
+from .spa import single_packets
+from .totp import totp_doors
 
 # ---- a knock opens its door
 
@@ -72,6 +74,8 @@ SECTIONS: dict[str, Callable[[Plan], Iterator[Figure]]] = {
     "cost": cost,
     "start": readiness,
     "onetime": onetime,
+    "totp": totp_doors,
+    "spa": single_packets,
     "reading": reading,
     "sources": latency,
 }

@@ -6,19 +6,16 @@ whatever the program says.
 """
 
 import mmap
-import os
 import sqlite3
-import subprocess
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import islice
 from pathlib import Path
 from statistics import median
 from struct import pack
-from tempfile import TemporaryDirectory, gettempdir
 from typing import NamedTuple, Self
 
 from logknock.knock import Sequence, Service
@@ -27,7 +24,7 @@ from logknock.onetime_files import write_new
 from logknock.packet import TCP
 from logknock.store import DATABASE, SQLiteStore, open_store
 
-from .field import PATIENCE, RANDOM, Field, Plan
+from .field import PATIENCE, RANDOM, Field, Plan, disk, sync
 from .field import field as field_of
 from .figures import Figure
 from .peers import DoorSet, Make, Running, knockd_onetime, logknock_onetime, running
@@ -56,12 +53,6 @@ _DOOR = "door0"  # what peers.logknock_onetime calls it
 _SETTLE = 20  # seconds; a program that has a core for itself needs one to read a file of MANY
 _TRIES = 20  # to knock until a program that says that it is ready is
 _REPLAY = 0.5  # seconds; ten times what knockd takes
-
-# What SQLite has to sync for one use: three pages at the end of its log, and two of the opening before.
-_LOG_BYTES = 5 * 4096
-
-# Files in memory cost nothing to sync.
-_IN_MEMORY = {"tmpfs", "ramfs"}
 
 
 # ---- files
@@ -143,18 +134,6 @@ def _record(state: Path, file: Path, place: Place, lines: Iterable[bytes]) -> No
 def _numbers(line: bytes) -> Iterator[int]:
     for port in line.split(b","):
         yield from (TCP, int(port))
-
-
-@contextmanager
-def _disk() -> Iterator[tuple[Path, str]]:
-    """A folder on a disk, and what file system it is on: where temporary files are, or else where we are."""
-    parents = {Path(gettempdir()): "", Path.cwd(): ""}
-    for parent in parents:
-        command = ("findmnt", "--noheadings", "--output", "FSTYPE", "--target", str(parent))
-        parents[parent] = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
-    parent, kind = next((item for item in parents.items() if item[1] not in _IN_MEMORY), next(iter(parents.items())))
-    with TemporaryDirectory(dir=parent) as folder:
-        yield Path(folder), kind
 
 
 # ---- programs
@@ -286,7 +265,7 @@ class _Subject:
 
 def onetime(plan: Plan) -> Iterator[Figure]:
     """All of it."""
-    with _disk() as (folder, kind):
+    with disk() as (folder, kind):
         supplies = _supplies(folder)
         for supply in supplies:
             yield from _readiness(plan, supply, folder)
@@ -342,7 +321,7 @@ def _knocks(plan: Plan, supplies: tuple[_Supply, ...], folder: Path, kind: str) 
             with ExitStack() as inner:
                 rounds.append(_Pair.start(inner, few, folder))
                 for _ in range(_A_ROUND):
-                    syncs.append(_sync(folder))
+                    syncs.append(sync(folder))
                     for pair in RANDOM.sample((rounds[-1], *longer), len(supplies)):
                         pair.ours.measure()
                         pair.theirs.measure()
@@ -399,12 +378,3 @@ def _knock_figures(pairs: dict[str, _Pair], ratios: list[float], syncs: list[flo
 def _count(section: str, name: str, ours: int, theirs: int, wanted: int, of: int) -> Figure:
     target = "all" if wanted else "none"
     return Figure(section, name, "", (ours,), (theirs,), target, ours == wanted, of)
-
-
-def _sync(folder: Path) -> float:
-    """Milliseconds that the least of a durable write takes: to the end of a file, as SQLite's log grows."""
-    with (folder / "synced").open("ab", buffering=0) as file:
-        start = time.perf_counter()
-        file.write(bytes(_LOG_BYTES))
-        os.fdatasync(file.fileno())
-        return (time.perf_counter() - start) * 1000

@@ -5,14 +5,17 @@ documentation says. Rule 2: all are started, watched and ended in the same way, 
 the kernel knows about a process is read from /proc, what only the program knows from its own words.
 """
 
+import hashlib
 import json
 import os
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
+from base64 import b32encode, b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,10 +24,11 @@ from typing import Any, Self, TypeVar
 
 from logknock import netlink
 from logknock.firewall.sets import FAMILIES, key
-from logknock.knock import Service, SetName
+from logknock.knock import Sequence, Service, SetName
 from logknock.packet import TCP
 
 from ..netns import Host
+from ..peers import UNPACKED
 from .sender import inside
 
 KNOCKS = (7000, 8000, 9000)
@@ -41,6 +45,15 @@ _POLL = 0.0005
 _GETSETELEM = 10 << 8 | 13
 _LIST_TABLE, _LIST_SET, _LIST_ELEMENTS, _LIST_ELEM = 1, 2, 3, 1
 _ELEM_KEY, _DATA_VALUE = 1, 1
+
+# linux/netfilter/nf_tables.h, nfnetlink.h and netlink.h
+_NEWRULE = 10 << 8 | 6
+_RULES_GROUP = 7
+_SOL_NETLINK, _ADD_MEMBERSHIP = 270, 1
+
+# Where single packets go, and the host's name in what its clients derive.
+SPA_PORT = 62_201
+HOST = "bench.example"
 
 # So that the kernel says how many records there were, and which knocks of the honest came so far.
 _COUNTING = """
@@ -132,10 +145,50 @@ def logknock_onetime(host: Host, directory: Path, file: Path, state: Path) -> Pe
     return _logknock(host, directory, f"group = {GROUP}", f'onetime = ["{file}"]')
 
 
-def _logknock(host: Host, directory: Path, log: str, *knocked: str) -> Peer:
-    """A door for each of these, that say how it is knocked at."""
+def logknock_fixed(host: Host, directory: Path, services: Sequence) -> Peer:
+    """logknock with one door (`door0`) for this sequence."""
+    words = ", ".join(f'"{service}"' for service in services)
+    return _logknock(host, directory, f"group = {GROUP}", f"sequence = [{words}]")
+
+
+def logknock_totp(host: Host, directory: Path, clients: int) -> Peer:
+    """logknock with a TOTP door (`door0`) for so many clients."""
+    secrets = "".join(f'c{number}.secret = "{_base32(totp_secret(number))}"\n' for number in range(clients))
+    more = f'[totp]\nhost = "{HOST}"\n[clients.door0]\n{secrets}'
+    return _logknock(host, directory, f"group = {GROUP}", "totp = {}", more=more)
+
+
+def totp_secret(client: int) -> bytes:
+    """The secret of the TOTP door's client of this number."""
+    return hashlib.sha256(b"totp %d" % client).digest()
+
+
+def logknock_spa(host: Host, directory: Path, clients: int = 1) -> Peer:
+    """logknock with an SPA door (`door0`) for so many clients, the first of whom is everybody's."""
+    stanzas = (
+        f'c{number} = {{key_base64 = "{_base64(key)}", hmac_key_base64 = "{_base64(hmac_key)}", allow = ["22/tcp"]}}\n'
+        for number, (key, hmac_key) in enumerate(map(spa_keys, range(clients)))
+    )
+    return _logknock(host, directory, f"group = {GROUP}", "spa = {}", more=f"[clients.door0]\n{''.join(stanzas)}")
+
+
+def spa_keys(client: int) -> tuple[bytes, bytes]:
+    """The keys of the SPA door's client of this number: of the encryption and of the HMAC."""
+    return hashlib.sha256(b"spa %d" % client).digest(), hashlib.sha512(b"hmac %d" % client).digest()
+
+
+def _base32(data: bytes) -> str:
+    return b32encode(data).decode().rstrip("=")
+
+
+def _base64(data: bytes) -> str:
+    return b64encode(data).decode()
+
+
+def _logknock(host: Host, directory: Path, log: str, *knocked: str, more: str = "") -> Peer:
+    """A door for each of these, that say how it is knocked at; more: other tables."""
     config = directory / "logknock.toml"
-    text = [f'[log]\n{log}\n[paths]\nstate = "{directory}/state"\nruntime = "{directory}/run"\n']
+    text = [f'[log]\n{log}\n[paths]\nstate = "{directory}/state"\nruntime = "{directory}/run"\n{more}']
     for number, knocks in enumerate(knocked):
         text.append(f'[doors.door{number}]\n{knocks}\nopens = ["22/tcp"]\ntimeout = "{TIMEOUT}s"\n')
     config.touch(0o600)
@@ -170,6 +223,29 @@ def _knockd(host: Host, directory: Path, knocked: str) -> Peer:
     host.nft(_FILTER % "ip saddr @allowed tcp dport 22 accept")
     argv = ("/usr/sbin/knockd", "-i", "eth0", "-c", str(config))
     return Peer("knockd", host, argv, log, "starting up", SetName("inet", "filter", "allowed"), None)
+
+
+def fwknopd(host: Host, directory: Path) -> Peer:
+    """fwknopd as it comes, over iptables, for the client that logknock_spa has.
+
+    iptables is the one over nf_tables, whose rules the kernel tells of when they are made.
+    """
+    key, hmac_key = map(_base64, spa_keys(0))
+    iptables = "/usr/sbin/iptables-nft"
+    for rule in ("-A INPUT -m conntrack --ctstate ESTABLISHED,RELATED -j ACCEPT", "-P INPUT DROP"):
+        host.run(iptables, *rule.split())
+    config, access, log = directory / "fwknopd.conf", directory / "access.conf", directory / "log"
+    config.write_text(f"PCAP_INTF eth0;\nFIREWALL_EXE {iptables};\n")
+    access.write_text(
+        f"SOURCE ANY\nOPEN_PORTS tcp/22\nREQUIRE_SOURCE_ADDRESS Y\nFW_ACCESS_TIMEOUT {TIMEOUT}\n"
+        f"KEY_BASE64 {key}\nHMAC_KEY_BASE64 {hmac_key}\n"
+    )
+    for file in (config, access):
+        file.chmod(0o600)
+    (directory / "run").mkdir()
+    argv = (f"{UNPACKED}/usr/sbin/fwknopd", "-f", "-c", str(config), "-a", str(access), "-r", f"{directory}/run")
+    unused = SetName("ip", "filter", "FWKNOP_INPUT")
+    return Peer("fwknopd", host, argv, log, "Starting fwknopd main event loop", unused, None)
 
 
 def bare(host: Host, directory: Path) -> Peer:
@@ -299,6 +375,34 @@ class DoorSet:
         self._socket.raw.send(request)
         kind: int = netlink.HEADER.unpack_from(self._socket.raw.recv(4096))[1]
         return kind != netlink.NLMSG_ERROR
+
+
+class RuleWatch:
+    """Hears of the rules that are made on a host, as the kernel tells of them when it takes them (nf_tables)."""
+
+    def __init__(self, host: Host) -> None:
+        with inside(host):
+            self._socket = netlink.Socket(netlink.NETLINK_NETFILTER)
+        self._socket.raw.setsockopt(_SOL_NETLINK, _ADD_MEMBERSHIP, _RULES_GROUP)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    def wait(self, source: bytes, seconds: float) -> bool:
+        """Wait until a rule with this address is made; whether one was, within so many seconds."""
+        end = time.monotonic() + seconds
+        while time.monotonic() < end:
+            try:
+                data = self._socket.raw.recv(1 << 16, socket.MSG_DONTWAIT)
+            except BlockingIOError:
+                continue
+            messages = netlink.messages(memoryview(data))
+            if any(message.kind == _NEWRULE and source in bytes(message.body) for message in messages):
+                return True
+        return False
 
 
 def _until(done: Callable[[], _T | None], process: subprocess.Popen[str]) -> _T:

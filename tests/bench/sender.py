@@ -31,7 +31,8 @@ _DATA_AT = 32  # TPACKET2_HDRLEN - sizeof(struct sockaddr_ll)
 _LENGTH_AT = 4
 _U32 = Struct("=I")
 
-_SLOT = 128  # a frame and its header, rounded up to a divisor of the block size
+# A frame and its header, rounded up to a divisor of the block size: so much, or twice as much, and so on.
+_SLOT = 128
 _BLOCK = 4096
 RING_MULTIPLE = _BLOCK // _SLOT  # a ring holds a multiple of so many frames
 
@@ -101,19 +102,23 @@ class Ring:
     def __init__(self, host: Host, frames: Sequence[bytes], turns: Sequence[Words] = ()) -> None:
         assert len(frames) % RING_MULTIPLE == 0, f"a ring holds a multiple of {RING_MULTIPLE} frames"
         self._size = len(frames)
+        self._slot = _SLOT
+        while self._slot < _DATA_AT + max(map(len, frames)):
+            self._slot *= 2
+        assert self._slot <= _BLOCK
         self._turns = turns
         self._turn = 0
         self._at = 0
         self._socket = wire(host)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_VERSION, _TPACKET_V2)
-        shape = (_BLOCK, self._size * _SLOT // _BLOCK, _SLOT, self._size)
+        shape = (_BLOCK, self._size * self._slot // _BLOCK, self._slot, self._size)
         self._socket.setsockopt(_SOL_PACKET, _PACKET_TX_RING, b"".join(map(_U32.pack, shape)))
-        self._memory = mmap.mmap(self._socket.fileno(), self._size * _SLOT)
+        self._memory = mmap.mmap(self._socket.fileno(), self._size * self._slot)
         for number, frame in enumerate(frames):
-            at = number * _SLOT
+            at = number * self._slot
             self._memory[at + _DATA_AT : at + _DATA_AT + len(frame)] = frame
             _U32.pack_into(self._memory, at + _LENGTH_AT, len(frame))
-        self._status = memoryview(self._memory).cast("I")[:: _SLOT // 4]
+        self._status = memoryview(self._memory).cast("I")[:: self._slot // 4]
         self._words = memoryview(self._memory).cast("H")
 
     def __enter__(self) -> Self:
@@ -141,7 +146,7 @@ class Ring:
 
     def _rewrite(self, words: Words) -> None:
         for at, word in words:
-            column = self._words[(_DATA_AT + at) // 2 :: _SLOT // 2]
+            column = self._words[(_DATA_AT + at) // 2 :: self._slot // 2]
             column[:] = memoryview(array("H", [socket.htons(word)]) * self._size)
 
 
