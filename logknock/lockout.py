@@ -1,7 +1,7 @@
 """What rules would close ssh for good: to everybody but the trusted, with no door that could open it again (T38).
 
-Rule: the daemon is not asked. A door counts that could open once it runs: with a sequence, or with a one-time sequence
-that is left.
+Rule: the daemon is not asked. A door counts that could open once it runs: with a sequence, with a one-time sequence
+that is left, or with a client who may ask for ssh.
 """
 
 from collections.abc import Collection, Iterator
@@ -16,14 +16,23 @@ from .packet import TCP
 SSH = Service(TCP, 22)
 
 
+# What helps, by what a door asks for.
+_HINTS = {
+    "": "`logknock onetime generate` makes a new file, for the door and the client",
+    "totp": "`logknock enroll DOOR CLIENT` makes one",
+    "code": "`logknock enroll DOOR CLIENT` makes one",
+    "spa": "`logknock keygen DOOR CLIENT` makes one",
+}
+
+
 def shut(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
     """An error for each of ssh's services that the rules would close and nobody could open."""
     yield from unopened(config, ssh)
     for service, doors in _guarded(config, ssh):
-        reasons = [_why_shut(door, config) for door in doors]
+        reasons = [_why_shut(door, service, config) for door in doors]
         if reasons and all(reasons):
             message = f"{service} is ssh, and no door can open it: {'; '.join(reasons)}"
-            yield LogknockError(message, "`logknock onetime generate` makes a new file, for the door and the client")
+            yield LogknockError(message, _HINTS[doors[0].proof])
 
 
 def unopened(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
@@ -41,9 +50,14 @@ def _guarded(config: Config, ssh: Collection[Service]) -> Iterator[tuple[Service
             yield service, [door for door in config.doors if door.guard and service in door.opens]
 
 
-def _why_shut(door: Door, config: Config) -> str:
-    """Why nobody can open a door; empty where it has a sequence, or a one-time sequence left."""
+def _why_shut(door: Door, service: Service, config: Config) -> str:
+    """Why nobody can open the service by a door; empty where somebody can."""
     if door.sequence:
         return ""
+    if door.proof:
+        name = door.name.partition(":")[0]  # of an SPA door, whose services are doors of their own
+        known = any(each.door == name and each.clients for each in config.totp)
+        known = known or any(key.door == name and service in key.allow for key in config.spa_keys)
+        return "" if known else f"door {name} has no client for it"
     reasons = status.used_up(door, config.state)
     return "" if "" in reasons else f"door {door.name}: {', '.join(reasons) or 'it has no sequence'}"

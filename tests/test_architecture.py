@@ -13,23 +13,36 @@ ALLOWED: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     "errors": set(),
+    "clock": set(),
     "packet": set(),
     "netlink": set(),
     "knock": {"packet"},
-    "client": BASE | {"knock", "packet"},
+    "client": BASE | {"knock", "packet", "raw"},
+    "raw": BASE,
     "runs": BASE | {"client", "knock"},
     "positions": BASE | {"client", "knock", "onetime", "onetime_files"},
-    "profiles": BASE | {"client", "config_values", "knock", "packet", "runs", "toml_files", "toml_tables"},
+    "supplies": {"client", "clock", "knock", "packet", "profile_proofs", "runs", "spa", "totp"},
+    "profiles": BASE
+    | {"client", "config_values", "knock", "packet", "profile_proofs", "runs", "toml_files", "toml_tables", "totp"},
+    "profile_proofs": {"config_values", "knock", "packet", "spa", "toml_tables", "totp"},
     "proxy": BASE,
     "onetime": {"knock", "packet"},
+    "spa": BASE | {"knock", "packet"},
+    "gate": {"knock", "packet", "spa", "store"},
     "onetime_files": BASE | {"knock", "onetime", "ownership", "packet"},
     "toml_lines": set(),
     "toml_files": BASE | {"toml_lines"},
     "toml_tables": {"config_values", "toml_files", "toml_lines"},
     "config_values": {"knock", "packet"},
-    "config": {"config_values", "knock", "ownership", "packet", "records", "toml_files", "toml_tables"},
+    "key_files": BASE | {"ownership", "toml_files", "toml_lines"},
+    "enrolment": {"config_values", "knock", "packet", "spa", "toml_files", "totp"},
+    "config_clients": {"config_values", "knock", "packet", "spa", "toml_tables", "totp"},
+    "config": {"config_clients", "config_values", "knock", "ownership", "packet", "records", "spa", "toml_files"}
+    | {"toml_lines", "toml_tables", "totp"},
     "knockd_commands": {"knock", "packet"},
     "knockd_conf": {"knock", "knockd_commands", "packet"},
+    "access_conf": {"knock", "packet", "spa"},
+    "spa_checks": {"firewall.sets", "gate", "packet", "spa", "store"},
     "report": {"knock", "packet", "trail"},
     "actions": BASE | {"knock", "packet"},
     "records": {"packet", "stamps"},
@@ -37,10 +50,10 @@ ALLOWED: dict[str, set[str]] = {
     "copies": {"packet"},
     "scan": {"packet"},
     "bans": BASE | {"config", "config_values", "firewall.sets", "packet", "report", "scan"},
-    "counts": {"knock", "standing"},
+    "counts": {"knock", "spa", "standing"},
     "metrics": {"counts", "standing"},
     "exposition": BASE | {"config", "config_values", "control", "counts", "metrics"},
-    "trail": {"counts", "knock", "packet"},
+    "trail": {"counts", "knock", "packet", "spa"},
     "lines": {"packet", "records", "stamps"},
     "trusted_files": BASE,
     "sources": BASE | {"lines", "netlink", "packet", "records", "stamps", "trusted_files"},
@@ -48,7 +61,7 @@ ALLOWED: dict[str, set[str]] = {
     "feed": BASE,
     "control": BASE | {"feed", "systemd"},
     "desk": BASE | {"bans", "control", "doorkeeper", "explain", "feed", "packet", "report", "standing"},
-    "explain": BASE | {"bans", "config", "firewall.sets", "intake", "knock", "packet", "trail"},
+    "explain": BASE | {"bans", "config", "firewall.sets", "intake", "knock", "packet", "steps", "trail"},
     "timeline": {"knock", "trail"},
     "axis": {"timeline"},
     "plot": BASE | {"axis", "timeline"},
@@ -56,12 +69,12 @@ ALLOWED: dict[str, set[str]] = {
     "logs": BASE | {"lines", "packet", "records", "skipped", "sources", "stamps"},
     "replay": BASE
     | {"config_values", "copies", "firewall.sets", "knock", "logs", "onetime", "onetime_files", "packet", "records"}
-    | {"skipped", "timeline", "trail"},
+    | {"skipped", "steps", "timeline", "totp", "trail"},
     "doctor": BASE
-    | {"client", "config", "config_values", "control", "demo", "doctor", "firewall.iptables", "firewall.marks"}
+    | {"client", "clock", "config", "config_values", "control", "demo", "doctor", "firewall.iptables", "firewall.marks"}
     | {"firewall.ruleset", "firewall.sets", "knock"}
     | {"lockout", "netlink", "onetime", "onetime_files", "ownership", "packet"}
-    | {"records", "sources", "status", "store"},
+    | {"records", "sources", "spa", "status", "store"},
     "firewall.sets": BASE | {"knock", "netlink"},
     "firewall.ruleset": BASE
     | {"config", "firewall.intent", "knock", "netlink", "onetime_files", "ownership", "packet", "trial"},
@@ -76,7 +89,9 @@ ALLOWED: dict[str, set[str]] = {
     "trial": BASE | {"ownership"},
     "store": BASE | {"knock", "onetime", "ownership", "packet"},
     "turns": BASE | {"knock", "onetime", "onetime_files", "store"},
-    "status": BASE | {"knock", "onetime", "onetime_files", "packet", "store", "turns"},
+    "totp": {"knock", "packet"},
+    "steps": BASE | {"knock", "packet", "store", "totp"},
+    "status": BASE | {"clock", "knock", "onetime", "onetime_files", "packet", "standing", "store", "turns"},
     "standing": set(),
     "ownership": set(),
     "sole": BASE | {"config", "ownership"},
@@ -86,10 +101,12 @@ ALLOWED: dict[str, set[str]] = {
     "daemon": BASE
     | {"reconcile"}
     | {"__init__", "config", "control", "doorkeeper", "explain", "firewall.sets", "intake", "knock", "packet", "report"}
-    | {"bans", "counts", "desk", "exposition", "scan", "sole", "standing", "store", "systemd", "trail", "turns"},
+    | {"bans", "counts", "desk", "exposition", "gate", "scan", "sole", "sources", "spa", "standing", "steps", "store"}
+    | {"systemd", "trail", "turns"},
     "cli": BASE
     | {
         "__init__",
+        "access_conf",
         "bans",
         "cli",
         "client",
@@ -99,12 +116,15 @@ ALLOWED: dict[str, set[str]] = {
         "daemon",
         "demo",
         "doctor",
+        "enrolment",
         "explain",
         "firewall.difference",
         "firewall.iptables",
         "firewall.marks",
         "firewall.ruleset",
+        "gate",
         "knock",
+        "key_files",
         "knockd_conf",
         "lockout",
         "onetime",
@@ -120,9 +140,15 @@ ALLOWED: dict[str, set[str]] = {
         "runs",
         "session",
         "sole",
+        "spa",
+        "spa_checks",
+        "standing",
         "status",
+        "store",
+        "supplies",
         "systemd",
         "timeline",
+        "totp",
         "trail",
         "trial",
     },
@@ -149,8 +175,14 @@ PURE = {
     "doctor.rules": {"collections", "enum", "ipaddress", "itertools", "re", "shlex", "typing"},
     "trail": {"collections", "enum", "itertools", "typing"},
     "onetime": {"collections", "itertools", "math", "typing"},
+    "totp": {"base64", "binascii", "collections", "dataclasses", "hmac", "itertools", "math", "struct", "typing"}
+    | {"urllib"},
+    "spa": {"base64", "binascii", "collections", "cryptography", "dataclasses", "enum", "hashlib", "hmac", "ipaddress"}
+    | {"re", "typing"},
+    "gate": {"collections", "typing"},
     "knockd_commands": {"collections", "re", "typing"},
     "knockd_conf": {"collections", "dataclasses", "ipaddress", "re", "textwrap", "typing"},
+    "access_conf": {"base64", "binascii", "collections", "dataclasses", "ipaddress", "json", "re", "textwrap", "typing"},
 }
 
 # Who may start another program: no byte of a packet ever reaches a shell (T35). `actions` runs the argv of a door's
@@ -204,6 +236,7 @@ def test_no_module_knows_what_it_should_not(name: str) -> None:
 CLIENT = {"__init__", "errors", "cli.__init__", "cli.client", "cli.knock", "cli.proxy"}
 CLIENT |= {"client", "config_values", "knock", "onetime", "onetime_files", "ownership", "packet", "positions"}
 CLIENT |= {"profiles", "proxy", "runs", "toml_files", "toml_lines", "toml_tables"}
+CLIENT |= {"clock", "profile_proofs", "raw", "spa", "supplies", "totp"}
 
 
 def test_what_only_knocks_loads_its_own_modules_alone() -> None:

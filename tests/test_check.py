@@ -122,7 +122,7 @@ def test_every_error_is_a_line_with_its_hint_below_and_exit_78(tmp_path: Path) -
     assert (done.returncode, done.stdout) == (BAD_CONFIG, "")
     assert done.stderr.splitlines() == [
         f"logknock: {path}:1: surce: unknown key",
-        "hint: known here: log, firewall, scan, metrics, paths, doors",
+        "hint: known here: log, firewall, scan, metrics, paths, totp, doors, clients",
         f"logknock: {path}:5: doors.ssh.timeout: 30 has no unit",
         'hint: write "30s"',
         f"logknock: {path}:6: doors.ssh.close: unknown key",

@@ -46,7 +46,8 @@ def check(config_path: Path, as_json: bool, any_door: bool) -> int:
     for text in shut:
         click.echo(f"logknock: warning: {text}", err=True)
     warned = len(unwise) + len(onetime) + len(shut)
-    doors, warnings = _count(len(config.doors), "door"), _count(warned, "warning")
+    written = {door.name.partition(":")[0] for door in config.doors}  # an SPA door may be one for each service
+    doors, warnings = _count(len(written), "door"), _count(warned, "warning")
     click.echo(f"{printable(str(config_path))}: ok, {doors}, {warnings}")
     return 0
 
