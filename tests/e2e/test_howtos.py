@@ -5,10 +5,12 @@ Debian packages them. Rule 1: a page's commands run as they stand, and what the 
 what a page promises of them (a door that opens, a ban) is looked for.
 """
 
+import json
 import re
 import shutil
 import subprocess
 import time
+import tomllib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -411,12 +413,20 @@ def test_client(scene: Scene) -> None:
     assert scene.world.granted("granted6")
     assert opened_by(scene, CLIENT.block("--verify"))
 
-    profile, fleet, vault = CLIENT.written_in("toml")
+    profile, fleet, gate, vpn, vault = CLIENT.written_in("toml")
     add_profile(scene, profile)
     assert opened_by(scene, CLIENT.block("logknock-client knock home")) == ""
     assert "load average" in opened_by(scene, CLIENT.block("ProxyCommand="))
     add_profile(scene, fleet)
     assert "load average" in opened_by(scene, CLIENT.block("*.fleet.example"))
+
+    add_profile(scene, gate)
+    add_profile(scene, vpn)
+    ask_for(scene, gate, "totp", "secret")
+    opened_by(scene, CLIENT.block("logknock-client knock gate"))
+    ask_for(scene, vpn, "spa", "key_base64", "hmac_key_base64")
+    assert "load average" in opened_by(scene, CLIENT.block("logknock-client knock vpn\nssh"))
+    run(scene.client, CLIENT.block("ping_group_range"))
 
     scene.shell("logknock onetime generate /etc/logknock/onetime/laptop")
     configure(scene.gateway, ONE_TIME.block("[doors.ssh]", "toml").text + CLOSING)
@@ -427,6 +437,17 @@ def test_client(scene: Scene) -> None:
     with lossy(scene):
         run(scene.client, CLIENT.block("logknock-client knock vault"))
     opened_by(scene, CLIENT.block("--again"))
+
+
+def ask_for(scene: Scene, profile: Block, proof: str, *keys: str) -> None:
+    """Have the host's door ask its client for what the profile has: the same secret, or the same keys."""
+    (written,) = tomllib.loads(profile.text)["profiles"].values()
+    client = "".join(f"{key} = {json.dumps(written[proof][key])}\n" for key in keys)
+    if proof == "spa":
+        client += 'allow = ["22/tcp"]\nrequire_source = false\n'
+    door = f'[totp]\nhost = "host.example"\n[doors.ssh]\nopens = ["22/tcp"]\n{proof} = {{}}\n'
+    configure(scene.gateway, f"{door}[clients.ssh.laptop]\n{client}{CLOSING}")
+    scene.shell("logknock rules apply --yes && systemctl reload logknock")
 
 
 def test_a_client_without_a_package(hosts: tuple[Host, Host], tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """docs/howto/phone.md: what a phone does, done by a host that has a shell, Python, nc and curl."""
 
 import json
+import re
 from pathlib import Path
 
 from ..netns import Host
@@ -65,4 +66,11 @@ def test_a_phone_of_any_kind(world: World, hosts: tuple[Host, Host], wheel: Path
         until(lambda: reaches(phone, HOST[0]), "a door that is open for one address")
         assert not reaches(phone, HOST[1])
         guide.shown("phone: stage 1 of 3", guide.run("logknock explain " + KNOCKER[0]))
+        run(gateway, "logknock revoke --all phone")
+        until(lambda: not reaches(phone), "a door that is shut again")
+        (secret,) = re.findall(r"[?&]secret=(\w+)", guide.run("[doors.code]"))
+        run(phone, f"echo {secret} > secret")
+        guide.run("oathtool")
+        until(lambda: reaches(phone), "an open door")
+        assert "of client anna used" in run(gateway, f"logknock explain {KNOCKER[0]}; logknock explain {KNOCKER[1]}")
         guide.run("rm /etc/logknock/conf.d/phone.toml")

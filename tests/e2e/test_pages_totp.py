@@ -1,0 +1,69 @@
+"""docs/howto/totp.md: a door, an enrolled laptop that knocks, what `explain` says of its clock, and its end."""
+
+import time
+import tomllib
+from pathlib import Path
+
+from logknock import totp
+from logknock.config_values import port_range
+from logknock.knock import Service
+
+from ..netns import Host
+from .pages import (
+    COMMANDS,
+    HOST,
+    Guide,
+    documented,
+    follows,
+    guarded,
+    make_keys,
+    may_ssh,
+    private,
+    reaches,
+    run,
+    ssh_server,
+)
+from .world import World, until
+
+PAGE = follows("docs/howto/totp.md")
+NAMES = {"gateway.example": HOST[:1], "host.example": HOST[:1]}
+WEB = '[doors.web]\nsequence = ["7000/tcp", "9000/udp", "8000/tcp"]\nopens = ["80/tcp"]\n'
+
+
+def behind(profile: str, seconds: int) -> list[str]:
+    """What a client with this profile knocks whose clock is so much too slow."""
+    ((_, asked),) = tomllib.loads(profile)["profiles"].items()
+    keys = asked["totp"]
+    ranges = map(port_range, keys["ports"])
+    pool = tuple(Service(proto, port) for proto, first, last in ranges for port in range(first, last + 1))
+    secret, step = totp.parse_secret(keys["secret"]), totp.step_at(time.time() - seconds, 30)
+    return list(map(str, totp.derive(secret, step, keys["door"], keys["host"], pool, keys["length"])))
+
+
+def test_a_door_whose_knocks_cannot_be_replayed(world: World, hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    documented(hosts)
+    with (
+        private(hosts[0], NAMES, COMMANDS) as gateway,
+        private(hosts[1], NAMES, COMMANDS) as client,
+        guarded(gateway, WEB),
+    ):
+        guide = Guide(PAGE, {"": gateway, "client": client})
+        assert "this door has no client yet" in guide.run("[doors.ssh]")
+        guide.run("logknock enroll")
+        profile = gateway.run("cat", "/root/laptop.toml").stdout
+        guide.shown("[profiles.gateway-ssh]", profile)
+        assert gateway.run("stat", "-c", "%a %G", "/etc/logknock/clients/ssh.laptop.toml").stdout == "640 logknock\n"
+        guide.run("rules apply")
+        assert not reaches(client, HOST[0])
+        client.run("sh", "-c", "umask 077; cat > /root/laptop.toml", input=profile)
+        make_keys(tmp_path, *NAMES, *HOST)
+        may_ssh(client, tmp_path)
+        with ssh_server(gateway, tmp_path):
+            assert "load average" in guide.run("logknock-client knock")
+        guide.shown("client laptop\n", guide.run("logknock grants"))
+        guide.shown("last used", guide.run("logknock clients"))
+        run(client, f"logknock-client knock gateway.example {' '.join(behind(profile, 420))}")
+        guide.shown("minutes behind", guide.run("logknock explain"))
+        assert "ssh is closed for 203.0.113.7" in guide.run("revoke-client")
+        until(lambda: not reaches(client, HOST[0]), "a door that is shut again")
+        assert not gateway.run("ls", "/etc/logknock/clients").stdout
