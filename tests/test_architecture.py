@@ -182,7 +182,17 @@ PURE = {
     "gate": {"collections", "typing"},
     "knockd_commands": {"collections", "re", "typing"},
     "knockd_conf": {"collections", "dataclasses", "ipaddress", "re", "textwrap", "typing"},
-    "access_conf": {"base64", "binascii", "collections", "dataclasses", "ipaddress", "json", "re", "textwrap", "typing"},
+    "access_conf": {
+        "base64",
+        "binascii",
+        "collections",
+        "dataclasses",
+        "ipaddress",
+        "json",
+        "re",
+        "textwrap",
+        "typing",
+    },
 }
 
 # Who may start another program: no byte of a packet ever reaches a shell (T35). `actions` runs the argv of a door's
