@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 from .config import Scan
 from .config_values import Network, parse_duration
 from .errors import FirewallError, LogknockError, printable
-from .firewall.sets import Banned, Sets, banned_key
+from .firewall.sets import Banned, Sets, source_key
 from .packet import address_text, parse_address
 from .report import Level, Line, ban_lifted, ban_made, notice
 from .scan import Caught
@@ -67,7 +67,7 @@ class Target(NamedTuple):
     @property
     def key(self) -> bytes:
         """By which the kernel finds the ban."""
-        return banned_key(self.src)
+        return source_key(self.src)
 
     @property
     def text(self) -> str:
@@ -146,7 +146,7 @@ class Bans:
 
     def suspect(self, caught: Caught) -> bool:
         """Have a scanner banned with the next batch; whether it is the first of one: call apply() after PAUSE."""
-        key = banned_key(caught.src)
+        key = source_key(caught.src)
         if key in self._bans[len(key)] or key in self._waiting:
             return False
         if self._is_trusted(key) or self._sets.granted(caught.src):  # forged, they would fill the batch
@@ -225,7 +225,7 @@ class Bans:
 
         Raises FirewallError.
         """
-        key = banned_key(src)
+        key = source_key(src)
         self._waiting.pop(key, None)
         if key in self._bans[len(key)] or key in self._strange:
             self._lift([key], _OPEN)
@@ -239,7 +239,7 @@ class Bans:
 
     def find(self, src: bytes, now: float) -> Ban | None:
         """The ban of a source, or of its /64."""
-        ban = self._bans[len(src)].get(banned_key(src))
+        ban = self._bans[len(src)].get(source_key(src))
         return ban if ban and ban.until > now else None
 
     def listed(self, now: float) -> Iterator[tuple[bytes, Ban]]:
@@ -259,7 +259,7 @@ class Bans:
 
     def _adopt(self, found: Banned, wall: float, now: float) -> bool:
         """Go on with a ban that the kernel has; whether it is one."""
-        if found.key != banned_key(found.key):
+        if found.key != source_key(found.key):
             return False  # some other's, which our rules never find
         age = 0.0 if found.timeout == math.inf else found.timeout - found.left
         self._put(found.key, Ban(now + found.left, wall - age, found.comment or _NOT_BY_US))

@@ -13,7 +13,7 @@ from logknock import bans as module
 from logknock.bans import BATCH, LINES_PER_SECOND, Ban, Bans, answer, parse_target, parse_time, who
 from logknock.config import Scan
 from logknock.errors import FirewallError, LogknockError
-from logknock.firewall.sets import Banned, Sets, banned_key
+from logknock.firewall.sets import Banned, Sets, source_key
 from logknock.knock import Door, Grant, Service
 from logknock.report import Level, Line
 from logknock.scan import Caught
@@ -469,7 +469,7 @@ def test_what_is_asked_wrongly_is_refused_with_words(
 def test_whom_a_person_means(text: str, whom: str, key: str) -> None:
     target = parse_target(text)
     assert target.text == whom
-    assert who(banned_key(target.src)) == key
+    assert who(source_key(target.src)) == key
 
 
 @pytest.mark.parametrize(
@@ -508,7 +508,7 @@ def test_ends_that_changed_do_not_pile_up(bans: Bans, monkeypatch: pytest.Monkey
 def test_what_the_kernel_has_reads_back(sets: Sets) -> None:
     """Whatever the comment, up to what an element has room for."""
     for comment in ("", "x", "scan of 64 ports", "ä" * 60):
-        sets.ban([packed("203.0.113.7")], [Banned(banned_key(packed("2001:db8::7")), 50.0, 40.0, comment)])
+        sets.ban([packed("203.0.113.7")], [Banned(source_key(packed("2001:db8::7")), 50.0, 40.0, comment)])
         (found,) = sets.banned()
         assert (found.key, found.timeout, found.comment) == (packed("2001:db8::"), 40.0, comment)
         assert 30 < found.left <= 40

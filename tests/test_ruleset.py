@@ -78,8 +78,7 @@ def test_all_that_is_configured_is_in_the_text_and_nothing_else_changes() -> Non
     assert [line.strip() for line in new if line not in old] == [
         "update @rate4 { ip saddr limit rate over 7/second burst 9 packets } "
         "update @noisy4 { ip saddr timeout 10s } return",
-        "update @rate6 { ip6 saddr limit rate over 7/second burst 9 packets } "
-        "update @noisy6 { ip6 saddr timeout 10s } return",
+        "update @rate6 { ip6 saddr & ffff:ffff:ffff:ffff:: limit rate over 7/second burst 9 packets } \\",
         "meta length >= 168 meta l4proto . th dport @spa meta l4proto . th dport != @guarded log group 77 return",
         "log group 77 snaplen 128",
     ]

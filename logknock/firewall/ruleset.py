@@ -75,9 +75,9 @@ def render(
     text = _put(text, "log group 5 return", f"{whole} return")
     # For ulogd2 it is as it was: what that writes of a packet is somebody else's choice.
     text = _put(text, "log group 5 snaplen 128", f"{whole} snaplen 128" if "nflog" in config.sources else whole)
-    for family in ("ip", "ip6"):
-        default = f"{family} saddr limit rate over 20/second burst 40 packets"
-        text = _put(text, default, f"{family} saddr limit rate over {rate}/second burst {burst} packets")
+    for source in ("ip saddr", "ip6 saddr & ffff:ffff:ffff:ffff::"):
+        default = f"{source} limit rate over 20/second burst 40 packets"
+        text = _put(text, default, f"{source} limit rate over {rate}/second burst {burst} packets")
     trusted = sorted(config.firewall.trusted, key=lambda network: (network.version, network))
     return text + "".join(
         (

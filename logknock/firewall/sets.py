@@ -28,7 +28,7 @@ WATCHED = SetName("inet", "logknock", "watched")
 SPA = SetName("inet", "logknock", "spa")
 _BANNED = {4: SetName("inet", "logknock", "banned4"), 16: SetName("inet", "logknock", "banned6")}
 _NOISY = {4: SetName("inet", "logknock", "noisy4"), 16: SetName("inet", "logknock", "noisy6")}
-_PREFIX_BYTES = 8  # of IPv6, by which sources are banned
+_PREFIX_BYTES = 8  # of IPv6, by which sources are banned, and not heard
 _CHAINS = frozenset({"guard", "trusted", "guarded", "record", "tell", "admit"})
 
 _SUBSYSTEM = 10  # NFNL_SUBSYS_NFTABLES
@@ -89,7 +89,7 @@ class Element(NamedTuple):
 
 
 class Banned(NamedTuple):
-    """An element of a set of bans: a key (see banned_key), its timeout and how much is left (seconds), its comment."""
+    """An element of a set of bans: a key (see source_key), its timeout and how much is left (seconds), its comment."""
 
     key: bytes
     timeout: float
@@ -150,8 +150,8 @@ def key(src: bytes, service: Service | None) -> bytes:
     return src + bytes((service.proto, 0, 0, 0)) + service.port.to_bytes(2, "big") + b"\0\0"
 
 
-def banned_key(src: bytes) -> bytes:
-    """The key by which our rules look for the ban of a source: of IPv6 the /64, its other bits zero."""
+def source_key(src: bytes) -> bytes:
+    """The key by which our rules ban a source, or do not hear it: of IPv6 the /64, its other bits zero."""
     return src if len(src) == 4 else src[:_PREFIX_BYTES] + bytes(len(src) - _PREFIX_BYTES)
 
 
@@ -574,7 +574,8 @@ class Sets:
 
     def unheard(self, src: bytes) -> tuple[bool, bool]:
         """Whether our rules drop all that comes from the source (banned), and whether they log none of it (noisy)."""
-        return self.is_banned(banned_key(src)), self.has(Element(_NOISY[len(src)], src))
+        whole = source_key(src)
+        return self.is_banned(whole), self.has(Element(_NOISY[len(src)], whole))
 
     def granted(self, src: bytes) -> list[Grant]:
         """The doors that are open for a source."""
@@ -632,7 +633,7 @@ class Sets:
         """Those of the keys that are of a source with an open door, or of its /64."""
         found = {key for key in keys if key in self._open}
         if any(len(key) == 16 for key in keys):
-            found.update({banned_key(src) for src in self._open if len(src) == 16}.intersection(keys))
+            found.update({source_key(src) for src in self._open if len(src) == 16}.intersection(keys))
         return found
 
     def _remember_end(self, grant: Grant) -> None:

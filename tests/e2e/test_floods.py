@@ -14,10 +14,12 @@ from typing import Any
 
 import pytest
 
+from logknock.spa import MAX_SPA_KEYS
+
 from ..bench import hostile
 from ..bench.field import link_of
 from ..bench.frames import Link, syn, syn6, udp
-from ..bench.sender import Ring, wire
+from ..bench.sender import Due, Ring, flood, wire
 from ..netns import Host
 from ..test_nflog import dropped
 from .world import SSH, Daemon, World, until
@@ -83,7 +85,7 @@ EXPECTED: dict[hostile.Make, tuple[int, int, int]] = {
     hostile.random_ports: (1, COUNT // 8, 0),  # those to the knock ports and the traps
     hostile.one_source: (40, COUNT // 8, 0),  # heard until it is too fast, and again where the test is stopped a while
     hostile.datagrams: (COUNT, COUNT, 0),
-    hostile.within_prefix: (COUNT, COUNT, 0),
+    hostile.within_prefix: (40, COUNT // 8, 0),  # one source too
     hostile.across_prefixes: (COUNT, COUNT, 0),
     hostile.malformed: (COUNT * 4 // 5 + 1, COUNT * 4 // 5 + 1, COUNT // 5 + 1),  # not: IP headers with nothing behind
     hostile.fragments: (COUNT // 4, COUNT // 4, 0),  # the pairs, which the kernel puts together
@@ -139,6 +141,48 @@ def test_t30_what_a_flood_loses_is_counted_to_the_packet_and_shown(world: World)
         daemon.wait_for(f"NFLOG group 5: {lost} records lost on the way")
         assert len([line for line in daemon.lines if "records lost" in line]) == 1
         assert daemon.counter("lost") == lost
+
+
+# As many clients of an SPA door as there may be, so that a forged packet costs 64 HMACs, and an ordinary door. Neither
+# waits long: what is read late by a second opens nothing.
+CROWD = """
+[doors.ssh]
+sequence = ["7000/tcp", "8000/tcp", "9000/tcp"]
+opens = ["22/tcp"]
+timeout = "30s"
+seq_timeout = "1s"
+
+[doors.vpn]
+opens = ["1194/udp"]
+seq_timeout = "1s"
+spa = {}
+""" + "".join(
+    f"""
+[clients.vpn.client-{number}]
+key = "the key of client {number:2}"
+hmac_key = "the HMAC key of client {number:2}"
+allow = ["1194/udp"]
+"""
+    for number in range(MAX_SPA_KEYS)
+)
+
+
+def test_t13_t30_forged_spa_packets_keep_nobody_from_an_ordinary_door(world: World) -> None:
+    """T13, T30: from everywhere, and more of them than 64 keys can be tried on."""
+    world.configure(CROWD)
+    world.apply()
+    with world.daemon() as daemon, wire(world.client) as raw:
+        link = link_of(world.gateway, world.client)
+        random = Random(1)  # noqa: S311  # nothing to guess here
+        sources = (bytes((100, *random.randbytes(3))) for _ in range(COUNT))
+        frames = [udp(link, source, 40_000, 62_201, b"8" + b"A" * 199) for source in sources]
+        ports = {2.0: 7000, 2.1: 8000, 2.2: 9000}
+        knocks = [Due(at, syn(link, HONEST, 40_000 + port, port)) for at, port in ports.items()]
+        with Ring(world.client, frames) as ring:
+            flood(ring, 15_000, 4.0, 60_000, knocks, raw.send)
+            daemon.wait_for("203.0.113.7: ssh: OPEN SESAME")
+        assert set(world.granted()) == {"203.0.113.7 . tcp . 22"}
+        assert not daemon.says("Traceback")
 
 
 def queue_is_empty(host: Host) -> bool:

@@ -210,11 +210,41 @@ def test_who_goes_on_stays_deaf_and_who_is_silent_is_heard_again(world: World) -
         assert send(1) == [f"{ROLES[version]['stranger']} 9000/udp" for version in (4, 6)]
 
 
+# A datagram each to HOST PORT from COUNT addresses of a /64, such as fd98:0:0:64::.
+FROM_ALL_OF = """
+import socket, sys
+prefix, host, port, count = sys.argv[1:]
+for number in range(int(count)):
+    with socket.socket(socket.AF_INET6, socket.SOCK_DGRAM) as s:
+        s.setsockopt(socket.SOL_IP, 15, 1)  # IP_FREEBIND, of IPv6 too: to have the addresses takes longer
+        s.bind((f"{prefix}{number + 1:x}", 0))
+        s.sendto(b"x", (host, int(port)))
+"""
+
+
+@pytest.mark.parametrize("mark", ["", "mark = 0x10000\n"], ids=["guard", "mark"])
+def test_t17_all_addresses_of_a_64_are_one_source_of_packets(world: World, mark: str) -> None:
+    """T17: who has one has an address for each packet. So its honest hosts share the rate; another /64 does not."""
+    gateway, client = world.gateway, world.client
+    take_roles(client)
+    world.configure(CONFIG.replace("[firewall]", f"[firewall]\n{mark}rate = 5\nburst = 10"))
+    world.apply()
+    with logging(gateway, client) as log:
+        client.python(FROM_ALL_OF, "fd98:0:0:64::", gateway.ipv6, "9000", "300")
+        assert 10 <= len(log.read()) < 100
+        client.python(FROM_ALL_OF, "fd98:0:0:64::ffff:", gateway.ipv6, "9000", "1")
+        assert log.read() == [], "nor an address that had not sent anything"
+        client.python(FROM_ALL_OF, "fd98:0:0:65::", gateway.ipv6, "9000", "2")
+        assert log.read() == [f"fd98:0:0:65::{number} 9000/udp" for number in (1, 2)]
+    listed = gateway.run("nft", "list", "set", "inet", "logknock", "noisy6").stdout
+    assert re.findall(r"fd98:\S*", listed) == ["fd98:0:0:64::"]
+
+
 @pytest.mark.parametrize("version", [4, 6])
 def test_where_a_set_is_full_every_packet_is_recorded(world: World, version: int) -> None:
     """Neither lost nor sampled: spoofed sources that fill the sets gain nothing for a scan."""
     gateway, client = world.gateway, world.client
-    first, second = ROLES[version]["stranger"], ROLES[version]["granted"]
+    first, second = ROLES[version]["stranger"], ROLES[version]["its neighbour"]
     take_roles(client)
     printed = gateway.logknock("rules", "print", "-c", str(world.config)).stdout
     for full in ("rate", "noisy"):
