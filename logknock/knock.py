@@ -17,7 +17,8 @@ from itertools import islice
 from struct import Struct
 from typing import Literal, NamedTuple, Self
 
-from .packet import ACK, FIN, ICMP, ICMP6, PROTOCOL_NAMES, PROTOCOLS, PSH, RST, SYN, TCP, URG, Packet
+from .packet import ACK, CLOCK_SLACK, FIN, ICMP, ICMP6, PROTOCOL_NAMES, PROTOCOLS, PSH, RST, SYN, TCP, URG, Packet
+from .tries import OF_CODES, OF_TOTP, Tries
 
 # Sources with attempts. A spoofed first knock costs one of these and about 400 bytes; at 150,000 such knocks a second
 # an honest knocker still has 0.4 s from the first knock to the second, after which a flood of first knocks cannot
@@ -34,22 +35,6 @@ MAX_SEQUENCE = 32
 # Room is made for so many knockers at a time: the oldest entries of a dict are found by walking over the places of
 # deleted ones, which costs a quarter of a millisecond for a full crowd, whatever the number.
 _SWEEP = 1024
-
-# Wrong tries of one source at the doors that derive their sequences, and at those whose codes are digits: in how long a
-# time, in seconds, how many are free, and how many of all sources together. After them nobody is locked out, but
-# needs the sequences of two steps, since a forged source could use up anybody's tries. Five minutes are the longest
-# step; ten of 2^39 (a default door's) are nothing. A code has a million possibilities, three of which open at a time:
-# three guesses an hour and source, and thirty in all, are one chance in 10,000 an hour.
-TOTP_SPAN, TOTP_TRIES = 300.0, 10
-CODE_SPAN, CODE_TRIES, CODE_TRIES_IN_ALL = 3_600.0, 3, 30
-
-# Sources (of IPv6: /64s) whose wrong tries are counted, for each of the two; 2 MB. Once there are as many, nobody has
-# any free.
-MAX_TRIED = 16_384
-
-# Packets of one knocker that two receive queues took in can carry times a little out of order. More than that is
-# a clock that stepped.
-CLOCK_SLACK = 0.01
 
 
 class Service(NamedTuple):
@@ -133,7 +118,8 @@ class Derived(NamedTuple):
     """A sequence that a client of the door derives from its secret for a step of time.
 
     step: when the step begins, in seconds since the epoch: so what is used stays used where steps get another length.
-    begins, ends: between which it is accepted, the second left out; the step with its skew.
+    begins, ends: between which it is accepted, the second left out; the step with its skew. number: the step's, which
+    is what people read of it.
     """
 
     door: str
@@ -142,6 +128,7 @@ class Derived(NamedTuple):
     sequence: Sequence
     begins: float
     ends: float
+    number: int
 
 
 # What stands in for a door's sequence: sequences that its clients derive from a secret and the time, the codes of an
@@ -275,11 +262,18 @@ class Spent(NamedTuple):
 
     Whoever opens doors has to put it on record first, and nothing may open if that fails (T18, T20). Of derived ones
     there are several in a row where they happen to be the same sequence: all are used up, and one Granted follows. A
-    Failed (COOLDOWN, WARY) instead of it changes nothing: what was said aloud is to be on record all the same.
+    Failed (COOLDOWN, WARY, OUTSIDE) instead of it changes nothing: what was said aloud is to be on record all the same.
     """
 
     packet: Packet
     code: Code | Derived
+
+
+class Nearing(NamedTuple):
+    """The next knock may complete this sequence, and use it up: whoever records uses may do that now, off the way."""
+
+    packet: Packet
+    derived: Derived
 
 
 class Granted(NamedTuple):
@@ -297,7 +291,7 @@ class Revoked(NamedTuple):
     by: str
 
 
-Event = Advanced | Failed | Evicted | Ignored | Spent | Granted | Revoked
+Event = Advanced | Failed | Evicted | Ignored | Nearing | Spent | Granted | Revoked
 
 
 class _Terms(NamedTuple):
@@ -402,6 +396,17 @@ class Step:
         else:
             following.fold(derived)
 
+    def nearing(self) -> Iterator[Derived]:
+        """The derived sequences that the next knock may complete."""
+        for following in self.then.values():
+            ends = following if isinstance(following, list) else following.derived
+            yield from (derived for derived in ends if len(derived.sequence) == self.stage + 1)
+
+    @property
+    def derived(self) -> list[Derived]:
+        """Those that end here."""
+        return [derived for _, end in self.completes if isinstance(end, Alike) for derived in end.derived]
+
     def passes_over(self, packet: Packet) -> Why | None:
         """Why the doors do not look at such a packet at all (it is neither a knock nor a wrong one); None: they do."""
         if packet.proto == TCP and packet.flags & self._mask != self._value:
@@ -410,12 +415,17 @@ class Step:
 
 
 class Attempt(NamedTuple):
-    """Progress: the step reached, the times of the first and the last knock, the knocks accepted (a `_flow` each)."""
+    """Progress: the step reached, the times of the first and the last knock, the knocks accepted (a `_flow` each).
+
+    by_the_way: its first knock was the next one of another attempt. Clients share their ports, so that each one's last
+    knock begins others' sequences, and the next client's first knock ends them: that is nobody's wrong try.
+    """
 
     step: Step
     first: float
     last: float
     flows: bytes
+    by_the_way: bool = False
 
     @property
     def expires(self) -> float:
@@ -471,7 +481,7 @@ def _advance(attempt: Attempt, packet: Packet, guarded: frozenset[Service]) -> A
     service = Service(packet.proto, packet.dport)
     following = step.follow(service)
     if following is not None:
-        return Attempt(following, attempt.first, packet.time, attempt.flows + flow)
+        return _new(Attempt, (following, attempt.first, packet.time, attempt.flows + flow, attempt.by_the_way))
     return Why.GUARDED if service in guarded else Reason.WRONG
 
 
@@ -519,11 +529,7 @@ class Matcher:
         self._derived: dict[tuple[str, str, int], Derived] = {}  # those that are planted, by door, client and step
         self._beginnings: dict[str, tuple[Service, ...]] = {}  # by door
         self._last: dict[tuple[str, str], int] = {}  # the highest step used, by door and client
-        self._held: dict[tuple[str, str], _Held] = {}  # half of what is asked for after wrong tries, by door and client
-        self._tries = {
-            "totp": _Tries(TOTP_SPAN, TOTP_TRIES, None),
-            "code": _Tries(CODE_SPAN, CODE_TRIES, CODE_TRIES_IN_ALL),
-        }
+        self._tries = {"totp": Tries(OF_TOTP), "code": Tries(OF_CODES)}
         self._firsts: dict[int, dict[int, tuple[Step, ...]]] = {}  # by protocol and port
         self._guarded: frozenset[Service] = frozenset()
         self._cooling: dict[tuple[str, bytes], float] = {}  # until when; no more of them than knockers
@@ -540,7 +546,10 @@ class Matcher:
 
     def set_doors(self, doors: Iterable[Door]) -> None:
         """Go on with these doors. An attempt goes on too wherever its knocks still begin some sequence."""
-        self._doors = {door.name: door for door in doors}
+        after = {door.name: door for door in doors}
+        if self._doors and list(after.values()) == list(self._doors.values()):
+            return  # as where only clients came or went: to plant a thousand of them anew takes 20 ms and more
+        self._doors = after
         self._tree = self._doors
         self._terms_of = {door.name: _terms(door) for door in self._doors.values()}
         self._firsts = {proto: {} for proto in PROTOCOL_NAMES}
@@ -630,9 +639,9 @@ class Matcher:
         for stage, members in enumerate(self._crowd.by_stage):
             if src in members:
                 before = members[src]
-                after, resend = self._feed(before, packet, events)
+                after, resend, was_right = self._feed(before, packet, events)
                 if not resend:
-                    after += self._begin(firsts, packet, events)
+                    after += self._begin(firsts, packet, events, was_right)
                 self._put(src, stage, before, after)
                 return events
         begun = self._begin(firsts, packet, events)
@@ -662,21 +671,23 @@ class Matcher:
                 del self._cooling[key]
         return events
 
-    def _begin(self, firsts: tuple[Step, ...], packet: Packet, events: list[Event]) -> Attempts:
+    def _begin(
+        self, firsts: tuple[Step, ...], packet: Packet, events: list[Event], by_the_way: bool = False
+    ) -> Attempts:
         """The attempts that the packet begins, where one of these steps is the first."""
         begun: Attempts = ()
         time, _, _, proto, sport, dport, _ = packet
         for step in firsts:
             why = step.passes_over(packet)
             if why is None:
-                begun += (_new(Attempt, (step, time, time, _FLOW.pack(proto, sport, dport))),)
+                begun += (_new(Attempt, (step, time, time, _FLOW.pack(proto, sport, dport), by_the_way)),)
                 self._reach(step, packet, events)
             else:
                 events.append(Ignored(packet, step.doors, 0, why))
         return begun
 
-    def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool]:
-        """The source's attempts after the packet, and whether it was but a resend of a knock of one of them."""
+    def _feed(self, attempts: Attempts, packet: Packet, events: list[Event]) -> tuple[Attempts, bool, bool]:
+        """The source's attempts after the packet; whether it was but a resend of a knock; and whether it was right."""
         kept: list[Attempt] = []
         tried: set[Proof] = set()
         resend = was_right = False
@@ -690,7 +701,7 @@ class Matcher:
                 events.append(Ignored(packet, attempt.step.doors, attempt.step.stage, after))
                 kept.append(attempt)
             elif isinstance(after, Reason):
-                if after is Reason.WRONG and attempt.step.proofs:
+                if after is Reason.WRONG and attempt.step.proofs and not attempt.by_the_way:
                     tried.update(attempt.step.proofs)
                 _report_end(packet.src, attempt, after, packet, events)
             else:
@@ -701,13 +712,16 @@ class Matcher:
             self._tries[proof].count(packet)
         if len(kept) > MAX_SEQUENCE:  # those that are done, of who knocks again and again: the oldest give way
             del kept[: len(kept) - MAX_SEQUENCE]
-        return tuple(kept), resend
+        return tuple(kept), resend, was_right
 
     def _reach(self, step: Step, packet: Packet, events: list[Event]) -> None:
         """Report the step reached and what it completes."""
         events.append(_new(Advanced, (packet, step.doors, step.stage)))
         for door, code in step.completes:
             events.extend(self._complete(door, code, packet))
+        if step.stage > 1 and step.proofs:
+            near = (derived for derived in step.nearing() if self._why_not(derived, packet.time) is None)
+            events.extend(Nearing(packet, derived) for derived in near)
 
     def _complete(self, door: Door, code: End, packet: Packet) -> Iterator[Event]:
         """What the last knock of a sequence does."""
@@ -731,22 +745,26 @@ class Matcher:
             yield Revoked(packet, closed, door.name)
 
     def _use(self, door: Door, alike: Alike, packet: Packet) -> list[Event]:
-        """Use derived sequences up: Spent for each, or a Failed; and after those for a source that needs two steps."""
-        why = [self._why_not(derived, packet.time) for derived in alike.derived]
-        fresh = [derived for derived, reason in zip(alike.derived, why, strict=True) if reason is None]
-        stage = len(alike.derived[0].sequence)
-        if not fresh:
-            reason = Reason.REPLAYED if Reason.REPLAYED in why else next(filter(None, why))
-            return [Failed(packet.src, (door.name,), stage, reason, packet)]
-        fresh.sort(key=_by_step)  # a client's own: the store takes no earlier step after a later one
+        """Use derived sequences up: Spent for each, a Failed, or both.
+
+        Both is for a source that needs another step's, and for what was said before its time: else whoever heard it
+        could wait for that.
+        """
+        why = [(derived, self._why_not(derived, packet.time)) for derived in alike.derived]
+        why.sort(key=_by_step)  # a client's own: the store takes no earlier step after a later one
         events: list[Event] = []
-        for derived in fresh:
-            self.set_last(door.name, derived.client, derived.step)
-            events.append(Spent(packet, derived))
-        proven = [self._has_proven(door, derived, packet) for derived in fresh]
-        if not any(proven):
-            events.append(Failed(packet.src, (door.name,), stage, Reason.WARY, packet))
-        return events
+        proven: list[bool] = []
+        for derived, reason in why:
+            if reason is None or (reason is Reason.OUTSIDE and packet.time < derived.begins):
+                self.set_last(door.name, derived.client, derived.step)
+                events.append(Spent(packet, derived))
+            if reason is None:
+                proven.append(self._tries[door.proof].has_proven(derived[:2], derived.begins, derived.ends, packet))
+        if any(proven):
+            return events
+        reasons = [reason or Reason.WARY for _, reason in why]
+        reason = next((first for first in (Reason.WARY, Reason.REPLAYED) if first in reasons), reasons[0])
+        return [*events, Failed(packet.src, (door.name,), len(alike.derived[0].sequence), reason, packet)]
 
     def _why_not(self, derived: Derived, time: float) -> Reason | None:
         """Why a derived sequence that is complete opens nothing; None: it does."""
@@ -756,25 +774,6 @@ class Matcher:
         if not derived.begins <= time < derived.ends:
             return Reason.OUTSIDE
         return None if self._derived.get(key) == derived else Reason.SPENT
-
-    def _has_proven(self, door: Door, derived: Derived, packet: Packet) -> bool:
-        """Whether nobody guessed the sequence: the source has few wrong tries, or knocked an earlier step's before."""
-        tries, key = self._tries[door.proof], (door.name, derived.client)
-        held = self._held.pop(key, None)
-        if not tries.are_up(packet):
-            return True
-        source, counted = _source(packet.src), tries.at(packet.src)
-        if (
-            held is not None
-            and held.source == source
-            and packet.time < held.until
-            and counted - held.tries < tries.free
-        ):
-            tries.forgive(packet.src)
-            return True
-        # As long again as this one is accepted: the next one's time is over before that.
-        self._held[key] = _Held(source, derived.ends + (derived.ends - derived.begins), counted)
-        return False
 
     def _cool(self, door: Door, packet: Packet) -> bool:
         """Begin the door's cooldown for the source; False: it has one already. A clock that steps back ends it."""
@@ -804,7 +803,8 @@ class Matcher:
         beginnings, self._beginnings = self._beginnings, {}
         for door, services in beginnings.items():
             self.set_beginnings(door, services)
-        self._held = {key: held for key, held in self._held.items() if self._derives(key[0])}
+        for tries in self._tries.values():
+            tries.keep(self._derives)
         self._last = {key: step for key, step in self._last.items() if self._derives(key[0])}
 
     def _rooted(self, door: str, first: Service) -> Step:
@@ -946,70 +946,8 @@ class Matcher:
                 return
 
 
-class _Held(NamedTuple):
-    """One of the two steps that a source needs after its wrong tries. until: seconds since the epoch."""
-
-    source: bytes
-    until: float
-    tries: int  # how many there were by then
-
-
-class _Tries:
-    """Wrong tries in a span of time, by source; an IPv6 /64 is one source. Forgotten when the next span begins."""
-
-    __slots__ = ("_all", "_by_source", "_number", "_span", "free", "free_in_all")
-
-    def __init__(self, span: float, free: int, free_in_all: int | None) -> None:
-        self._span = span
-        self.free = free
-        self.free_in_all = free_in_all
-        self._number = 0.0
-        self._by_source: dict[bytes, int] = {}
-        self._all = 0  # no more of a source than are free: who scans every port does not use up everybody's
-
-    def count(self, packet: Packet) -> None:
-        """One more of the packet's source."""
-        self._turn(packet.time)
-        source = _source(packet.src)
-        tries = self._by_source.get(source)
-        if tries is None:
-            if len(self._by_source) >= MAX_TRIED:
-                return
-            tries = 0
-        self._by_source[source] = tries + 1
-        self._all += tries < self.free
-
-    def at(self, src: bytes) -> int:
-        """How many a source has that none are left for; it is counted from here on in any case."""
-        return self._by_source.setdefault(_source(src), self.free)
-
-    def are_up(self, packet: Packet) -> bool:
-        """Whether there are none left that are free."""
-        self._turn(packet.time)
-        if self.free_in_all is not None and self._all >= self.free_in_all:
-            return True
-        return len(self._by_source) >= MAX_TRIED or self._by_source.get(_source(packet.src), 0) >= self.free
-
-    def forgive(self, src: bytes) -> None:
-        """The source has proven who it is."""
-        self._by_source.pop(_source(src), None)
-
-    def _turn(self, time: float) -> None:
-        number = time // self._span
-        # Two receive queues may be a little out of order.
-        if number > self._number or time < self._number * self._span - CLOCK_SLACK:
-            self._number = number
-            self._by_source.clear()
-            self._all = 0
-
-
-def _source(src: bytes) -> bytes:
-    """Whom a wrong try is put down to: one machine usually has a whole IPv6 /64 for the asking."""
-    return src if len(src) == 4 else src[:_PREFIX_BYTES]
-
-
-def _by_step(derived: Derived) -> int:
-    return derived.step
+def _by_step(judged: tuple[Derived, Reason | None]) -> int:
+    return judged[0].step
 
 
 def _length(door: Door, end: End) -> int:

@@ -33,6 +33,11 @@ _AUTHENTICATION = 51  # its length counts 4-byte words (RFC 4302), the others' 8
 MAX_EXTENSIONS = 8  # a real packet has one or two; the bound keeps a crafted chain from costing more
 
 
+# Packets of one knocker that two receive queues took in can carry times a little out of order. More than that is
+# a clock that stepped.
+CLOCK_SLACK = 0.01
+
+
 class Packet(NamedTuple):
     """One packet that the firewall logged.
 

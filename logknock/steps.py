@@ -11,11 +11,12 @@ that hour. Who used a step that is still to come, by a clock that was ahead, wai
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from itertools import islice
 from types import MappingProxyType
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from .errors import LogknockError
 from .knock import Derived, Matcher, Sequence, Service
@@ -62,6 +63,14 @@ class StepStore(Protocol):
         """The last step that was used, by door and client."""
 
 
+class _Use(NamedTuple):
+    """What a client's last step was used by. wall: when that was put on record."""
+
+    step: int
+    src: bytes
+    wall: float
+
+
 class _Plan:
     """A door, and what of it is planted."""
 
@@ -81,15 +90,15 @@ class _Plan:
     def derive(self, client: Client, step: int) -> Derived:
         begins, ends = window(step, self.door.step, self.door.skew)
         sequence = self.maker.make(client.secret, step)
-        return Derived(self.door.door, client.name, step * self.door.step, sequence, begins, ends)
+        return Derived(self.door.door, client.name, step * self.door.step, sequence, begins, ends, step)
 
 
 class Steps:
     """The clients of all doors. Times are time.time().
 
     The daemon calls `use` at the start and after each reload (behind Matcher.set_doors), `tick` once a second, `work`
-    after each of the two, between packets, until it returns False, and `spend` for each Spent event whose code is a
-    Derived, before it does what follows that event.
+    after each of the two, between packets, until it returns False, `reserve` for each Nearing event, and `spend` for
+    each Spent event whose code is a Derived, before it does what follows that event.
     """
 
     def __init__(self, store: StepStore, matcher: Matcher, tell: Tell) -> None:
@@ -99,6 +108,8 @@ class Steps:
         self._plans: dict[str, _Plan] = {}
         self._last: dict[_Key, int] | None = None  # None: it is not known
         self._trouble: LogknockError | None = None  # why not
+        self._uses: dict[_Key, _Use] = {}  # of this process
+        self._reserved: dict[_Key, int] = {}  # steps that are on record as used, and are not, but by a knock
         self._job: Iterator[None] | None = None
         self._ahead: dict[_Key, str] = {}  # who has used a step that is still to come, and what is said of it
 
@@ -108,7 +119,9 @@ class Steps:
         for name, plan in before.items():
             self._hand_over(plan, self._plans.get(name))
         self._ahead = {key: words for key, words in self._ahead.items() if key[0] in self._plans}
+        self._uses = {key: use for key, use in self._uses.items() if key[0] in self._plans}
         self._job = None
+        self._set_last()
         self._turn(wall)
 
     def tick(self, wall: float) -> None:
@@ -129,27 +142,40 @@ class Steps:
             self.tick(wall)
         return self._job is not None
 
+    def reserve(self, code: Derived, src: bytes, wall: float) -> None:
+        """Put the use of a step on record one knock before it is complete, so that the last one waits for no disk.
+
+        It counts for this process only when it is spent; after a crash it is used up, and the client's next one opens.
+        """
+        with suppress(StoreError):  # spend() tries again, and tells
+            if self._counts(code) and self._store.use_step(code.door, code.client, code.step, src, wall):
+                self._reserved[code.door, code.client] = code.step
+
     def spend(self, code: Derived, src: bytes, wall: float) -> str:
         """Put the use of a step on record; empty, or why nothing may open.
 
         After a StoreError the step stays used for this process: the client's next one is tried anew.
         """
-        plan = self._plans.get(code.door)
-        if (
-            self._last is None
-            or plan is None
-            or plan.planted.get(code.step // plan.door.step, {}).get(code.client) != code
-        ):
+        key = code.door, code.client
+        if not self._counts(code) or self._last is None:
             return "its sequence counts no more"
         try:
-            new = self._store.use_step(code.door, code.client, code.step, src, wall)
+            new = self._reserved.pop(key, None) == code.step or self._store.use_step(*key, code.step, src, wall)
         except StoreError as error:
             hint = f" (hint: {error.hint})" if error.hint else ""
             return f"its use cannot be put on record: {error.message}{hint}"
         if not new:
             return "its sequence was used before"
-        self._last[code.door, code.client] = code.step
+        self._last[key] = code.step
+        self._uses[key] = _Use(code.step, src, wall)
         return ""
+
+    def _counts(self, code: Derived) -> bool:
+        """Whether it is what the client is to knock in that step, as far as is known here."""
+        plan = self._plans.get(code.door)
+        if plan is None or self._last is None:
+            return False
+        return plan.planted.get(code.step // plan.door.step, {}).get(code.client) == code
 
     @property
     def last(self) -> Mapping[_Key, int]:
@@ -189,9 +215,13 @@ class Steps:
                 )
             return False
         self._trouble = None
-        for (door, client), step in self._last.items():
-            self._matcher.set_last(door, client, step)
+        self._set_last()
         return True
+
+    def _set_last(self) -> None:
+        """Tell the matcher what was used: of a door that was gone for a while it has forgotten that."""
+        for (door, client), step in (self._last or {}).items():
+            self._matcher.set_last(door, client, step)
 
     def _settle(self, wall: float) -> Iterator[None]:
         """Plant what is to be and is not there, the present step first, and then uproot what is over."""
@@ -265,16 +295,23 @@ class Steps:
                 if not number % _BETWEEN_PAUSES:
                     yield None
                 came = runs.get(plan.maker.make(client.secret, step))
-                if came is not None:
-                    yield self._explained(plan, client, step, came)
+                if came is not None and (words := self._explained(plan, client, step, came, sent[0].src)):
+                    yield words
 
-    def _explained(self, plan: _Plan, client: Client, step: int, came: float) -> str:
+    def _explained(self, plan: _Plan, client: Client, step: int, came: float, src: bytes) -> str:
+        """Empty for the knocks that used the step up: what became of them is known."""
         knocks = f"client {client.name}'s knocks at {plan.door.door}"
         off = step - step_at(came, plan.door.step)
         if abs(off) > plan.door.skew:
             way = "ahead of" if off > 0 else "behind"
             return f"{knocks}, but its clock is {_span(abs(off) * plan.door.step)} {way} this host's"
-        if step * plan.door.step <= self.last.get((plan.door.door, client.name), -1):
+        if self._trouble is not None:
+            return f"{knocks}, but {plan.door.door} opens nothing: {self._trouble.message}"
+        key, begins = (plan.door.door, client.name), step * plan.door.step
+        use = self._uses.get(key)
+        if use is not None and use[:2] == (begins, src) and came <= use.wall:
+            return ""
+        if begins <= self.last.get(key, -1):
             return f"{knocks}, of a step that is used up"
         return f"{knocks}, of the right time"
 

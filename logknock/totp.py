@@ -6,7 +6,6 @@ says, to the bit: clients in other languages are written from that page. Rule 3:
 A code door's sequences are spelled by the codes of an authenticator app instead (RFC 6238), two digits a knock.
 """
 
-import binascii
 from base64 import b32decode, b32encode
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
@@ -26,8 +25,9 @@ DEFAULT_LENGTH = 4
 DEFAULT_STEP = 30  # seconds; RFC 6238's own
 DEFAULT_SKEW = 1  # steps that a client's clock may be off, each way
 
-# A code door's, by its digits: a hundred ports for each two of them.
-DEFAULT_CODE_PORTS = {6: ("20000-20299/tcp",), 8: ("20000-20399/tcp",)}
+# A code door's, by its digits: a hundred ports for each two of them; others than a TOTP door's, whose clients' knocks
+# would begin guesses at codes.
+DEFAULT_CODE_PORTS = {6: ("21000-21299/tcp",), 8: ("21000-21399/tcp",)}
 CODE_DIGITS = (6, 8)
 PAIRS = 100
 
@@ -55,6 +55,10 @@ MIN_POSSIBLE = 1 << 30
 
 # Candidates that may be passed over for one sequence. A pool that is strong enough passes over a few at most.
 MAX_PASSED_OVER = 1_000
+
+# RFC 4648, section 6: five bits a letter; and how many letters beyond a multiple of eight no bytes ever take.
+_BASE32 = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZ234567")
+_NO_LENGTHS = (1, 3, 6)
 
 _LABEL = b"logknock totp 1\0"
 _CODE_LABEL = b"logknock code 1\0"
@@ -281,18 +285,21 @@ def parse_secret(text: str) -> bytes:
 
     The error does not show it.
     """
-    letters = "".join(text.split()).replace("-", "").rstrip("=").upper()
-    padded = letters + "=" * (-len(letters) % 8)
-    try:
-        secret = b32decode(padded)
-    except (binascii.Error, ValueError):
-        raise ValueError("the secret is no base32: letters A to Z and digits 2 to 7") from None
-    if format_secret(secret) != letters:
+    letters = "".join(text.split()).replace("-", "").rstrip("=")
+    if not letters.isascii() or not _BASE32.issuperset(letters.upper()):
+        raise ValueError("the secret is no base32: letters A to Z and digits 2 to 7")
+    size = len(letters) * 5 // 8
+    if size < MIN_SECRET:
+        raise ValueError(f"the secret is too short: {size} byte{'s' * (size != 1)}, and {MIN_SECRET} are the least")
+    if size > MAX_SECRET:
+        raise ValueError(f"the secret is too long: {size} bytes, and {MAX_SECRET} are the most")
+    if len(letters) % 8 in _NO_LENGTHS:
+        raise ValueError(f"the secret is no base32: {len(letters)} letters make no whole bytes, so some are missing")
+    secret = b32decode(letters.upper() + "=" * (-len(letters) % 8))
+    if format_secret(secret) != letters.upper():
         raise ValueError("the secret is no base32: its last letter has bits too many")
-    if len(secret) < MIN_SECRET:
-        raise ValueError(f"the secret is too short: {len(secret)} bytes, and {MIN_SECRET} are the least")
-    if len(secret) > MAX_SECRET:
-        raise ValueError(f"the secret is too long: {len(secret)} bytes, and {MAX_SECRET} are the most")
+    if len(set(secret)) == 1:
+        raise ValueError("the secret is none: all of its bytes are the same")
     return secret
 
 

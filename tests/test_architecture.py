@@ -16,7 +16,8 @@ ALLOWED: dict[str, set[str]] = {
     "clock": set(),
     "packet": set(),
     "netlink": set(),
-    "knock": {"packet"},
+    "tries": {"packet"},
+    "knock": {"packet", "tries"},
     "client": BASE | {"knock", "packet", "raw"},
     "raw": BASE,
     "runs": BASE | {"client", "knock"},
@@ -29,6 +30,7 @@ ALLOWED: dict[str, set[str]] = {
     "onetime": {"knock", "packet"},
     "spa": BASE | {"knock", "packet"},
     "gate": {"knock", "packet", "spa", "store"},
+    "mailbox": {"packet"},
     "onetime_files": BASE | {"knock", "onetime", "ownership", "packet"},
     "toml_lines": set(),
     "toml_files": BASE | {"toml_lines"},
@@ -36,12 +38,13 @@ ALLOWED: dict[str, set[str]] = {
     "config_values": {"knock", "packet"},
     "key_files": BASE | {"ownership", "toml_files", "toml_lines"},
     "enrolment": {"config_values", "knock", "packet", "spa", "toml_files", "totp"},
-    "config_clients": {"config_values", "knock", "packet", "spa", "toml_tables", "totp"},
+    "config_clients": {"config_values", "knock", "packet", "spa", "toml_tables", "totp", "tries"},
     "config": {"config_clients", "config_values", "knock", "ownership", "packet", "records", "spa", "toml_files"}
     | {"toml_lines", "toml_tables", "totp"},
     "knockd_commands": {"knock", "packet"},
-    "knockd_conf": {"knock", "knockd_commands", "packet"},
-    "access_conf": {"knock", "packet", "spa"},
+    "imported": {"knock"},
+    "knockd_conf": {"config_values", "imported", "knock", "knockd_commands", "packet"},
+    "access_conf": {"config_values", "imported", "knock", "packet", "spa"},
     "spa_checks": {"firewall.sets", "gate", "packet", "spa", "store"},
     "report": {"knock", "packet", "trail"},
     "actions": BASE | {"knock", "packet"},
@@ -74,7 +77,7 @@ ALLOWED: dict[str, set[str]] = {
     | {"client", "clock", "config", "config_values", "control", "demo", "doctor", "firewall.iptables", "firewall.marks"}
     | {"firewall.ruleset", "firewall.sets", "knock"}
     | {"lockout", "netlink", "onetime", "onetime_files", "ownership", "packet"}
-    | {"records", "sources", "spa", "status", "store"},
+    | {"records", "sources", "spa", "status", "store", "totp"},
     "firewall.sets": BASE | {"knock", "netlink"},
     "firewall.ruleset": BASE
     | {"config", "firewall.intent", "knock", "netlink", "onetime_files", "ownership", "packet", "trial"},
@@ -101,7 +104,21 @@ ALLOWED: dict[str, set[str]] = {
     "daemon": BASE
     | {"reconcile"}
     | {"__init__", "config", "control", "doorkeeper", "explain", "firewall.sets", "intake", "knock", "packet", "report"}
-    | {"bans", "counts", "desk", "exposition", "gate", "scan", "sole", "sources", "spa", "standing", "steps", "store"}
+    | {
+        "bans",
+        "counts",
+        "desk",
+        "exposition",
+        "gate",
+        "mailbox",
+        "scan",
+        "sole",
+        "sources",
+        "spa",
+        "standing",
+        "steps",
+        "store",
+    }
     | {"systemd", "trail", "turns"},
     "cli": BASE
     | {
@@ -122,6 +139,7 @@ ALLOWED: dict[str, set[str]] = {
         "firewall.iptables",
         "firewall.marks",
         "firewall.ruleset",
+        "firewall.sets",
         "gate",
         "knock",
         "key_files",
@@ -157,6 +175,7 @@ ALLOWED: dict[str, set[str]] = {
 
 # The core knows no clock and no world.
 PURE = {
+    "tries": {"collections", "typing"},
     "packet": {"ipaddress", "typing"},
     "knock": {"collections", "dataclasses", "enum", "itertools", "struct", "typing"},
     "records": {"collections", "functools", "ipaddress", "itertools", "json", "re", "typing"},
@@ -179,20 +198,11 @@ PURE = {
     | {"urllib"},
     "spa": {"base64", "binascii", "collections", "cryptography", "dataclasses", "enum", "hashlib", "hmac", "ipaddress"}
     | {"re", "typing"},
-    "gate": {"collections", "typing"},
+    "gate": {"collections", "hashlib", "typing"},
     "knockd_commands": {"collections", "re", "typing"},
-    "knockd_conf": {"collections", "dataclasses", "ipaddress", "re", "textwrap", "typing"},
-    "access_conf": {
-        "base64",
-        "binascii",
-        "collections",
-        "dataclasses",
-        "ipaddress",
-        "json",
-        "re",
-        "textwrap",
-        "typing",
-    },
+    "imported": {"collections", "textwrap", "typing"},
+    "knockd_conf": {"collections", "dataclasses", "ipaddress", "re", "typing"},
+    "access_conf": {"base64", "binascii", "collections", "dataclasses", "ipaddress", "json", "re", "typing"},
 }
 
 # Who may start another program: no byte of a packet ever reaches a shell (T35). `actions` runs the argv of a door's
@@ -246,7 +256,7 @@ def test_no_module_knows_what_it_should_not(name: str) -> None:
 CLIENT = {"__init__", "errors", "cli.__init__", "cli.client", "cli.knock", "cli.proxy"}
 CLIENT |= {"client", "config_values", "knock", "onetime", "onetime_files", "ownership", "packet", "positions"}
 CLIENT |= {"profiles", "proxy", "runs", "toml_files", "toml_lines", "toml_tables"}
-CLIENT |= {"clock", "profile_proofs", "raw", "spa", "supplies", "totp"}
+CLIENT |= {"clock", "profile_proofs", "raw", "spa", "supplies", "totp", "tries"}
 
 
 def test_what_only_knocks_loads_its_own_modules_alone() -> None:

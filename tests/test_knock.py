@@ -10,6 +10,7 @@ import math
 import random
 import re
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import given, settings
@@ -17,7 +18,6 @@ from hypothesis import strategies as st
 
 from logknock.knock import (
     MAX_KNOCKERS_PER_PREFIX,
-    MAX_TRIED,
     Advanced,
     Code,
     Derived,
@@ -38,10 +38,12 @@ from logknock.knock import (
     Why,
 )
 from logknock.packet import ACK, FIN, SYN, TCP, UDP, Packet
+from logknock.tries import MAX_TRIED, TOTP_BETWEEN
 
 FLAGS = {"S": SYN, "A": ACK, "F": FIN, "-": 0}
 SOURCES = {"a": "198.51.100.1", "b": "198.51.100.2", "c": "2001:db8::3"}
 DST = ipaddress.ip_address("10.99.0.1").packed
+NAT = ipaddress.ip_address("203.0.113.99").packed
 FRESH = itertools.cycle(range(20_000, 60_000))  # source ports that no other knock of the test comes from
 
 
@@ -562,7 +564,7 @@ CODE = door("code", "", proof="code", seq_timeout=9.0)
 
 
 def derived(client: str, step: int, knocks: str, of: str = "totp") -> Derived:
-    return Derived(of, client, step, sequence(knocks), 10.0 * (step - 1), 10.0 * (step + 2))
+    return Derived(of, client, step, sequence(knocks), 10.0 * (step - 1), 10.0 * (step + 2), step)
 
 
 def with_derived(*planted: Derived, doors: Iterable[Door] = (TOTP, CODE)) -> Matcher:
@@ -629,7 +631,26 @@ def test_derived_sequences(story: str, opens: str, why: list[Reason]) -> None:
     events = play(with_derived(*ALICE, *BOB), spelled(story))
     assert opened(events) == opens
     assert reasons(events) == why
-    assert len(used(events)) == len(opens.split())
+
+
+def test_t18_what_is_said_before_its_time_is_used_up_and_what_is_said_after_it_is_nobodys_business() -> None:
+    """T18: else whoever heard it waits until it counts, and knocks it."""
+    matcher = with_derived(*ALICE, *BOB)
+    events = play(matcher, spelled("19.9:a:a3"))
+    assert [type(event) for event in events[-2:]] == [Spent, Failed]
+    assert (used(events), reasons(events)) == ([("alice", 3)], [Reason.OUTSIDE])
+    assert reasons(play(matcher, spelled("20:b:a3 35:c:a3"))) == [Reason.REPLAYED] * 2
+    assert opened(play(matcher, spelled("35:a:a4 35:a:b3"))) == "totp@a totp@a"
+    assert used(play(matcher, spelled("60:a:b4"))) == []
+
+
+def test_t18_of_two_clients_the_one_whose_time_is_to_come_has_used_it_too() -> None:
+    """T18: the same sequence, good now for the one and later for the other."""
+    matcher = with_derived(derived("bob", 5, "103 203/udp 303"), *ALICE)
+    events = play(matcher, spelled("35:a:a3"))
+    assert opened(events) == "totp@a"
+    assert used(events) == [("alice", 3), ("bob", 5)]
+    assert reasons(play(matcher, spelled("55:b:a3"))) == [Reason.REPLAYED]
 
 
 def test_t20_a_step_is_told_to_be_used_before_anything_opens() -> None:
@@ -667,6 +688,19 @@ def test_t36_attempts_at_derived_sequences_outlive_a_reload() -> None:
     matcher.set_doors([SSH])
     matcher.set_doors([SSH, TOTP])
     assert opened(play(matcher, spelled("37:a:a4"))) == ""  # gone with its door, until it is planted again
+
+
+def test_t36_a_reload_that_changes_no_door_plants_nothing_anew() -> None:
+    """A thousand clients' sequences take longer than a packet may wait: who is enrolled or revoked changes no door."""
+    matcher = with_derived(*ALICE, doors=[SSH, TOTP])
+    before = shape(matcher), matcher._firsts[TCP][103]
+    play(matcher, "35:a:103 35:a:203/udp")
+    matcher.set_doors([replace(SSH), replace(TOTP)])
+    assert matcher._firsts[TCP][103] is before[1]
+    assert opened(play(matcher, "36:a:303")) == "totp@a"
+    matcher.set_doors([SSH, replace(TOTP, timeout=9.0)])
+    assert matcher._firsts[TCP][103] is not before[1]
+    assert shape(matcher) == before[0]
 
 
 def test_doors_share_the_ports_of_derived_sequences() -> None:
@@ -726,7 +760,16 @@ def wrong(times: int, what: str = "a3!", src: str = "x") -> str:
         pytest.param(f"{wrong(10)} 35:x:a3 36:x:a3", "", [Reason.WARY, Reason.REPLAYED], id="T21: not the same again"),
         pytest.param(f"{wrong(10)} 35:x:a3 36:x:b4", "", [Reason.WARY] * 2, id="T21: not another client's"),
         pytest.param(
-            f"{wrong(10)} 35:x:a3 {wrong(10, 'a4!')} 36:x:a4", "", [Reason.WARY] * 2, id="T21: not as many tries later"
+            f"{wrong(10)} 35:x:a3 {wrong(TOTP_BETWEEN - 1, 'a4!')} 36:x:a4",
+            "totp@x",
+            [Reason.WARY],
+            id="T12: as many as are heard",
+        ),
+        pytest.param(
+            f"{wrong(10)} 35:x:a3 {wrong(TOTP_BETWEEN, 'a4!')} 36:x:a4",
+            "",
+            [Reason.WARY] * 2,
+            id="T21: more than are heard",
         ),
         pytest.param(
             f"{wrong(10)} 35:x:a3 {wrong(9, 'a4!')} 36:x:a4",
@@ -749,6 +792,72 @@ def test_wrong_tries(story: str, opens: str, why: list[Reason]) -> None:
     got = [(event.grant.door, ipaddress.ip_address(event.grant.src)) for event in events if isinstance(event, Granted)]
     assert got == [(word.split("@")[0], ipaddress.ip_address(names[word.split("@")[1]])) for word in opens.split()]
     assert [reason for reason in reasons(events) if reason is not Reason.WRONG] == why
+
+
+def test_t21_wrong_tries_at_a_totp_door_are_limited_in_all() -> None:
+    """T21: a hundred of however many sources; one that tries without end is no more than ten of them."""
+    for sources, needs in ((9, 1), (10, 2)):
+        matcher = with_derived(*ALICE)
+        for number in range(sources):
+            for _ in range(20):
+                guess(matcher, number, 35.0, 103, 9)
+        events = [event for step in (3, 4)[:needs] for event in play(matcher, spelled(f"35:a:a{step}"))]
+        assert opened(events) == "totp@a"
+        assert reasons(events) == [Reason.WARY] * (needs - 1)
+
+
+@pytest.mark.parametrize(
+    ("of", "length", "tries", "steps"),
+    [
+        pytest.param("totp", 30, 10, 2, id="10 forged tries in each step of a TOTP door"),
+        pytest.param("totp", 30, 600, 2, id="as many as are heard"),
+        pytest.param("totp", 300, 6_000, 2, id="in the longest steps"),
+        pytest.param("code", 30, 10, 3, id="10 for each code"),
+        pytest.param("code", 30, 600, 3, id="as many codes as are heard"),
+    ],
+)
+def test_t11_t12_so_many_forged_tries_in_each_step_and_the_victim_still_gets_in(
+    of: str, length: int, tries: int, steps: int
+) -> None:
+    """T11, T12: with the second step's sequence, or the third code, however long the forger goes on.
+
+    Spans that turn in between ask for no more than that.
+    """
+    planted = [
+        Derived(
+            of,
+            "alice",
+            step,
+            sequence(f"{100 + step} {5000 + step} 9000"),
+            float(length * (step - 1)),
+            float(length * (step + 2)),
+            step,
+        )
+        for step in range(3_900 // length)
+    ]
+    matcher = with_derived(*planted)
+    waited, most = 0, 0
+    for each in planted[1:]:
+        time = length * (each.number + 0.3)
+        for _ in range(tries):
+            guess(matcher, 1, time, each.sequence[0].port, 9)
+        waited += 1
+        if opened(guess(matcher, 1, time + 5.0, *(service.port for service in each.sequence))):
+            most, waited = max(most, waited), 0
+    assert 0 < most <= steps
+    assert waited <= steps
+
+
+def test_t21_when_a_span_turns_the_tries_in_between_still_count() -> None:
+    """T21: what was counted before the turn is no credit."""
+    matcher = with_derived(*(derived("alice", step, f"{200 + step} 300 400", of="code") for step in range(355, 365)))
+    matcher.set_beginnings("code", tuple(Service(TCP, port) for port in range(200, 300)))
+    for _ in range(50):
+        guess(matcher, 1, 3585.0, 277, 9)
+    assert reasons(guess(matcher, 1, 3595.0, 559, 300, 400))[-1:] == [Reason.WARY]
+    for _ in range(40):
+        guess(matcher, 1, 3605.0, 277, 9)
+    assert reasons(guess(matcher, 1, 3606.0, 560, 300, 400))[-1:] == [Reason.WARY]
 
 
 def numbered(number: int, time: float, port: int) -> Packet:
@@ -810,6 +919,26 @@ def test_t15_knocks_that_begin_others_sequences_are_no_wrong_tries() -> None:
     assert opened(play(matcher, "35:a:203 35:a:303 35:a:403")) == "code@a"
 
 
+def test_t15_a_thousand_clients_behind_one_address_all_get_in_within_seconds_of_each_other() -> None:
+    """T15: each one's last knock begins somebody else's sequence, and the next one's first knock ends that attempt."""
+    services = [Service(proto, port) for proto in (TCP, UDP) for port in range(100, 600)]
+    crowd = [
+        Derived("totp", f"c{n}", 3, tuple(services[(n * 7 + 331 * k) % 1000] for k in range(4)), 0.0, 6000.0, 3)
+        for n in range(1000)
+    ]
+    matcher = with_derived(*crowd)
+    counted: list[int] = []
+    for number, each in enumerate(crowd):
+        packets = [
+            Packet(5.0 * number, NAT, DST, to.proto, next(FRESH), to.port, SYN if to.proto == TCP else 0)
+            for to in each.sequence
+        ]
+        events = [event for packet in packets for event in matcher.receive(packet)]
+        assert opened(events) == "totp@?", number
+        counted.extend(matcher._tries["totp"]._by_source.values())
+    assert not counted
+
+
 def test_wrong_tries_are_forgotten_when_their_time_is_over() -> None:
     matcher = with_derived(*ALICE, derived("alice", 40, "1 2 3"))
     play(matcher, spelled(wrong(10).replace(":x:", ":a:")))
@@ -837,7 +966,7 @@ def test_t13_wrong_tries_take_bounded_memory_and_then_nobody_has_any_free() -> N
     assert reasons(guess(matcher, 2**20, 35.0, 103))[:1] == []
     assert reasons(play(matcher, spelled("35:a:a3"))) == [Reason.WARY]
     assert opened(play(matcher, spelled("36:a:a4"))) == "totp@a"
-    assert len(matcher._held) == 0
+    assert len(matcher._tries["totp"]._held) == 0
     assert len(matcher._tries["totp"]._by_source) <= MAX_TRIED
 
 
@@ -864,7 +993,8 @@ def test_t18_t19_whatever_comes_nothing_opens_twice_or_outside_its_time(sent: li
         for code in spent_now:
             assert isinstance(code, Derived)
             assert code.step > last.get(code.client, -1)
-            assert code.begins <= time < code.ends
+            assert time < code.ends
+            assert not granted or code.begins <= time
             last[code.client] = code.step
 
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logknock import totp
-from logknock.knock import Derived, Door, Event, Failed, Granted, Matcher, Reason, Sequence, Service, Spent
+from logknock.knock import Derived, Door, Event, Failed, Granted, Matcher, Nearing, Reason, Sequence, Service, Spent
 from logknock.packet import SYN, TCP, Packet
 from logknock.steps import FAR, LATE, SLICE, Steps, StepStore
 from logknock.store import NoStore, SQLiteStore, StoreError, open_store
@@ -23,7 +23,7 @@ SRC, OTHER = bytes((198, 51, 100, 1)), bytes((198, 51, 100, 2))
 POOL = tuple(Service.parse(f"{port}/{proto}") for proto in ("tcp", "udp") for port in range(20_000, 20_500))
 LAPTOP, TABLET = Client("laptop", b"l" * 32), Client("tablet", b"t" * 32)
 SSH = TotpDoor("ssh", "gate.example", POOL, clients=(LAPTOP, TABLET))
-PHONE = TotpDoor("phone", "gate.example", totp.code_services(Service(TCP, 20_000), 6), digits=6, clients=(LAPTOP,))
+PHONE = TotpDoor("phone", "gate.example", totp.code_services(Service(TCP, 21_000), 6), digits=6, clients=(LAPTOP,))
 OPENS = (Service(TCP, 22),)
 DOORS = [Door("ssh", (), opens=OPENS, proof="totp"), Door("phone", (), opens=OPENS, proof="code")]
 
@@ -88,7 +88,16 @@ class Play:
         while self.matcher.knockers:  # what was begun before is over
             self.matcher.expire(math.inf)
         packets = [Packet(self.wall, src, SRC, to.proto, at, to.port, SYN) for at, to in enumerate(sequence)]
-        return [event for packet in packets for event in self.matcher.receive(packet)]
+        events = [event for packet in packets for event in self.receive(packet)]
+        return [event for event in events if not isinstance(event, Nearing)]
+
+    def receive(self, packet: Packet) -> list[Event]:
+        """As the daemon does."""
+        events = self.matcher.receive(packet)
+        for event in events:
+            if isinstance(event, Nearing):
+                self.steps.reserve(event.derived, packet.src, self.wall)
+        return events
 
     def knock(self, client: Client, off: int = 0, door: TotpDoor = SSH, src: bytes = SRC) -> str:
         """What becomes of the client's knocks of the step so many after the present one: "" where the door opens."""
@@ -96,10 +105,10 @@ class Play:
         events = self.send(totp.sequence_of(door, client, step), src)
         spent = [event.code for event in events if isinstance(event, Spent)]
         granted = [event.grant for event in events if isinstance(event, Granted)]
-        assert [code.door for code in spent] == [grant.door for grant in granted]
-        for code in spent:
-            assert isinstance(code, Derived)
-            return self.steps.spend(code, src, self.wall)
+        assert {grant.door for grant in granted} <= {code.door for code in spent}
+        words = [self.steps.spend(code, src, self.wall) for code in spent if isinstance(code, Derived)]
+        if granted:
+            return words[0]
         # What the knocks begin at other doors and of other clients does not matter.
         refused = [event.reason for event in events if isinstance(event, Failed) and event.reason is not Reason.WRONG]
         return refused[-1] if refused else "nobody's"
@@ -146,6 +155,22 @@ def test_each_step_opens_in_its_time_and_in_no_other() -> None:
         play = Play(Remembered(), NOON)
         assert play.knock(LAPTOP, off) == expected, off
         assert play.knock(TABLET, off, src=OTHER) == expected, off
+
+
+def test_t18_what_was_said_before_its_time_is_on_record_as_used(store: Balky, tmp_path: Path) -> None:
+    """T18: from wherever, and after a restart; and its client is none that waits for a clock."""
+    play = Play(store)
+    assert play.knock(LAPTOP, 2) == Reason.OUTSIDE
+    play.at(NOON + 30.0)
+    assert play.knock(LAPTOP, 1, src=OTHER) == Reason.REPLAYED
+    reopened = Play(again(store, tmp_path), NOON + 30.0)
+    assert reopened.knock(LAPTOP, 1, src=OTHER) == Reason.REPLAYED
+    assert reopened.knock(TABLET, 1) == ""
+    assert reopened.steps.troubles == []
+    reopened.at(NOON + 60.0)
+    assert reopened.knock(LAPTOP, 1) == ""
+    assert isinstance(reopened.store, SQLiteStore)
+    reopened.store.close()
 
 
 @pytest.mark.parametrize("door", [SSH, PHONE], ids=["totp", "code"])
@@ -206,6 +231,39 @@ def test_t18_t20_a_use_is_durable_before_anything_opens(store: Balky, tmp_path: 
     assert reopened.steps.last["ssh", "laptop"] == NOON + 30
     assert isinstance(reopened.store, SQLiteStore)
     reopened.store.close()
+
+
+def test_t20_a_use_is_on_record_one_knock_early_and_a_lost_last_knock_costs_nothing(
+    store: Balky, tmp_path: Path
+) -> None:
+    play = Play(store)
+    sequence = totp.sequence_of(SSH, LAPTOP, totp.step_at(NOON, 30))
+    play.send(sequence[:-2])
+    assert store.steps() == {}
+    play.send(sequence[:-1])  # and the last one is lost
+    assert store.steps() == {("ssh", "laptop"): int(NOON)}
+    store.balks = True  # whatever is with the disk from here on, nobody waits for it
+    assert play.knock(LAPTOP) == ""
+    store.balks = False
+    assert play.knock(LAPTOP) == Reason.REPLAYED
+
+
+def test_t20_what_was_reserved_before_a_crash_is_used_up_after_it(store: Balky, tmp_path: Path) -> None:
+    Play(store).send(totp.sequence_of(SSH, LAPTOP, totp.step_at(NOON, 30))[:-1])
+    after = Play(again(store, tmp_path))
+    assert after.knock(LAPTOP) == Reason.REPLAYED
+    assert after.knock(LAPTOP, 1) == ""
+    after.store.close()  # type: ignore[attr-defined]
+
+
+def test_only_what_would_open_is_put_on_record_early(store: Balky) -> None:
+    play = Play(store)
+    assert play.knock(LAPTOP) == ""
+    step = totp.step_at(NOON, 30)
+    for off in (-1, 0, 2):  # used up, and not yet
+        play.send(totp.sequence_of(SSH, LAPTOP, step + off)[:-1])
+    play.send(totp.sequence_of(SSH, TABLET, step)[:-2])
+    assert store.steps() == {("ssh", "laptop"): int(NOON)}
 
 
 def test_t18_what_the_store_says_was_used_counts_whatever_the_matcher_says(store: Balky) -> None:
@@ -379,6 +437,17 @@ def test_a_client_that_comes_back_has_used_what_it_had_used() -> None:
     assert play.knock(LAPTOP, 1) == ""
 
 
+def test_t18_a_door_that_goes_and_comes_back_has_forgotten_no_use() -> None:
+    """T18: as its replay, and not as one that is spent anew and then refused by the store."""
+    play = Play(Remembered())
+    assert play.knock(LAPTOP) == ""
+    for doors, derived in ((DOORS[1:], (PHONE,)), (DOORS, (SSH, PHONE))):
+        play.matcher.set_doors(doors)
+        play.use(*derived)
+    assert play.knock(LAPTOP, src=OTHER) == Reason.REPLAYED
+    assert play.knock(LAPTOP, 1) == ""
+
+
 @pytest.mark.parametrize("seconds", [10, 60, 300])
 def test_steps_of_another_length_neither_lock_anybody_out_nor_bring_anything_back(seconds: int) -> None:
     """T18: as numbers they are others; what counts is when they were."""
@@ -444,12 +513,30 @@ def test_a_step_that_is_used_up_is_diagnosed() -> None:
     play = Play(Remembered())
     assert play.knock(LAPTOP) == ""
     assert diagnosed(play, LAPTOP, 0) == ["client laptop's knocks at ssh, of a step that is used up"]
+    assert diagnosed(play, LAPTOP, -1) == ["client laptop's knocks at ssh, of a step that is used up"]
+
+
+def test_of_the_knocks_that_opened_the_door_nothing_is_said() -> None:
+    """They are no puzzle; the same ones from elsewhere are."""
+    play = Play(Remembered())
+    play.knock(LAPTOP)
+    sequence = totp.sequence_of(SSH, LAPTOP, totp.step_at(NOON, 30))
+    for src, words in ((SRC, []), (OTHER, ["client laptop's knocks at ssh, of a step that is used up"])):
+        packets = [Packet(NOON - 1.0, src, SRC, to.proto, at, to.port, SYN) for at, to in enumerate(sequence)]
+        assert [words for words in play.steps.diagnose(packets, NOON + 60.0) if words is not None] == words
+
+
+def test_why_a_door_opens_nothing_for_anybody_is_diagnosed(store: Balky) -> None:
+    store.balks = True
+    play = Play(store)
+    words = "client laptop's knocks at ssh, but ssh opens nothing: the disk is gone"
+    assert diagnosed(play, LAPTOP, 0) == [words]
 
 
 def test_to_diagnose_nothing_costs_nothing_and_much_has_its_pauses() -> None:
     play = Play(Remembered())
     assert list(play.steps.diagnose([], NOON)) == []
-    noise = [Packet(NOON, SRC, SRC, TCP, port, port, SYN) for port in range(20_000, 20_400)]
+    noise = [Packet(NOON, SRC, SRC, TCP, port, port, SYN) for port in (*range(20_000, 20_200), *range(21_000, 21_200))]
     found = list(play.steps.diagnose(noise, NOON))
     assert found.count(None) > 3 * 2 * FAR // 30 // 128
     assert not [words for words in found if words]
