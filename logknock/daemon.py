@@ -13,6 +13,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import suppress
 from functools import partial
+from math import floor
 from pathlib import Path
 
 from . import __version__, report, standing
@@ -28,7 +29,23 @@ from .exposition import Exposition
 from .firewall.sets import GUARDED, SPA, WATCHED, Sets
 from .gate import Accepted, Gate
 from .intake import Intake, Key, Receive, Source
-from .knock import Code, Derived, Door, Event, Grant, Granted, Matcher, Revoked, Sequence, Service, SetName, Spent, Why
+from .knock import (
+    Code,
+    Derived,
+    Door,
+    Event,
+    Grant,
+    Granted,
+    Matcher,
+    Nearing,
+    Revoked,
+    Sequence,
+    Service,
+    SetName,
+    Spent,
+    Why,
+)
+from .mailbox import Mailbox
 from .packet import ICMP, ICMP6, Carried, Packet, address_text
 from .reconcile import Reconciler
 from .report import Level, Reporter, notice
@@ -52,6 +69,9 @@ _COLLECT_BELOW = 8_192
 _COLLECT_EVERY = 60
 _COLLECT_AFTER = 1_000
 
+# Ticks between two looks at whether SPA packets are recorded: some are a millisecond, for a hundred ranges of ports.
+_LOOK_EVERY = 10
+
 # A record that is so many seconds ahead of our clock says nothing of when its packet came: it means nothing either.
 _AHEAD = 5.0
 
@@ -59,12 +79,13 @@ _AHEAD = 5.0
 _WRONG_CLOCK = 600.0
 _TELL_AGAIN = 60
 
-_DEEDS = frozenset({Spent, Granted, Revoked})  # events that ask for something to be done
+_DEEDS = frozenset({Nearing, Spent, Granted, Revoked})  # events that ask for something to be done
 
 _NAMES_SHOWN = 10
 
 _WARNING = "logknock: warning: "
 _APPLY = "`logknock rules apply`"
+_SOURCE_HINT = "a client's `source` keeps packets from elsewhere from costing its key anything"
 _NEWER = f"the configuration is newer than the rules: {_APPLY}"
 
 
@@ -97,6 +118,9 @@ class Daemon:
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
         self._steps = Steps(self._store, self._matcher, self._tell_clients)
         self._gate = Gate(self._store)
+        self._mailbox = Mailbox(self._judge)
+        self._deaf = ""  # why no packet (SPA) to some of its ports is recorded
+        self._left_out = 0  # packets (SPA) that nobody looked at in the last second
         self._gate_trouble: LogknockError | None = None  # why no packet (SPA) can be read at all
         self._bans = Bans(self._sets, reporter.write)
         self._firewall.kept.append(self._bans)
@@ -182,7 +206,7 @@ class Daemon:
 
     def _read(self, source: Source, receive: Receive) -> bool:
         now = time.time()
-        self._oldest, self._newest = now - self._longest, now + _AHEAD
+        self._see_times(now)
         if self._scanners is not None:
             self._scanners.at(time.monotonic())
             receive = partial(self._look_at, self._scanners, receive)
@@ -190,6 +214,9 @@ class Daemon:
         more = source.read(now, receive)
         self._keeper.settle()
         return more
+
+    def _see_times(self, now: float) -> None:
+        self._oldest, self._newest = now - self._longest, now + _AHEAD
 
     def _receive(self, packet: Packet) -> None:
         """Act first, tell afterwards: a door does not wait for the log."""
@@ -213,6 +240,8 @@ class Daemon:
         closed: list[report.Line] = []
         for event in events:
             match event:
+                case Nearing(_, derived):
+                    self._steps.reserve(derived, packet.src, time.time())
                 case Spent(_, code):
                     reason = self._spend(code, packet.src)
                     if not reason:
@@ -251,8 +280,24 @@ class Daemon:
         return reason
 
     def _take_in(self, carried: Carried) -> None:
-        """A single packet (SPA): it is on record before anything opens (T18, T20)."""
-        packet = carried.packet
+        """A single packet (SPA): it waits for the end of this read at least (T30)."""
+        if self._mailbox.put(carried, self._reading):
+            self._work_soon()
+            return
+        self._counts.mailed(SpaReason.LEFT_OUT)
+        self._memory.keep(carried.packet, (Mailed(carried.packet, "", "", SpaReason.LEFT_OUT, ""),))
+
+    def _work_on_mail(self) -> bool:
+        self._see_times(time.time())
+        more = self._mailbox.work()
+        self._keeper.settle()
+        return more
+
+    def _judge(self, carried: Carried, source: str) -> None:
+        """Open what a single packet (SPA) may have: it is on record before anything opens (T18, T20)."""
+        if self._intake.mail is None:
+            return  # a reload has taken the doors away
+        packet, self._reading = carried.packet, source
         if not self._oldest < packet.time <= self._newest:
             self._pass_over(packet)
             return
@@ -313,6 +358,10 @@ class Daemon:
             self._matcher.spare(grant.door, grant.src)
             return self._refuse(packet, grant.door, reason)
         self._counts.opened(self._reading, time.time() - packet.time)
+        found = self._keeper.find(grant.door, grant.src, time.monotonic())
+        kept = 0.0 if found is None else packet.time + floor(found.left)
+        if kept > grant.expires:  # it was open for longer already
+            return Granted(packet, grant._replace(expires=kept))
         return event
 
     def _refuse(self, packet: Packet, door: str, reason: str) -> Refused:
@@ -365,6 +414,7 @@ class Daemon:
         self._firewall.tick()
         self._watch_state()
         self._intake.settle()
+        self._tell_left_out()
         self._reporter.settle()
         self._counts.settle()
         self._exposition.tick()
@@ -401,6 +451,15 @@ class Daemon:
         self._tell(f"{text} (hint: {hint})", Level.WARNING, EVENT="clock")
         self._apart, self._tell_apart_at = 0.0, self._ticks + _TELL_AGAIN
 
+    def _tell_left_out(self) -> None:
+        self._left_out = self._mailbox.settle()
+        if self._left_out:
+            self._tell(self._left_out_words, Level.WARNING, EVENT="clients")
+
+    @property
+    def _left_out_words(self) -> str:
+        return f"{self._left_out} SPA packets left out within a second: more came than there is time to look at"
+
     def _expire(self) -> None:
         if self._keeper.expire(time.time(), time.monotonic()):
             asyncio.get_running_loop().call_soon(self._expire)
@@ -408,6 +467,8 @@ class Daemon:
     def _watch_state(self) -> None:
         """What the store and the one-time files need now and then."""
         self._turns.look()
+        if self._deaf or self._ticks % _LOOK_EVERY == 0:
+            self._look_at_ports()
         self._steps.tick(time.time())
         self._work_soon()
         self._keeper.tidy()
@@ -423,22 +484,21 @@ class Daemon:
             self._store.checkpoint()
 
     def _work_soon(self) -> None:
-        """Work on one-time files and clients' steps until nothing is left to do, packets first."""
+        """Work on mail, one-time files and clients' steps until nothing is left to do, what is read first."""
         if not self._working:
             self._working = True
             asyncio.get_running_loop().call_soon(self._work)
 
     def _work(self) -> None:
         self._working = False
-        busy = self._turns.work(), self._steps.work(time.time())
+        busy = self._work_on_mail(), self._turns.work(), self._steps.work(time.time())
         if any(busy):
             self._work_soon()
 
     def _take_over(self) -> None:
         """Begin with what was before: the doors that are still open, and how far the one-time files are used."""
         if isinstance(self._store, NoStore):
-            shut = f"{_remembered_by(self._config)} doors stay shut until a restart"
-            words = f"nothing is remembered, and {shut}: {self._store.reason.words()}"
+            words = f"nothing is remembered{self._shut_by_that(' until a restart')}: {self._store.reason.words()}"
             self._tell(words, Level.ERROR, EVENT="state")
         elif self._store.created and self._config.onetime_files:
             words = "the state database is new: no one-time sequence counts as used"
@@ -587,12 +647,13 @@ class Daemon:
             lines += problem.report(_WARNING)
         if self._config.guarded:  # else the rules are the administrator's own
             asked = (
-                (WATCHED, _watched(self._config)),
-                (SPA, self._config.spa_ends),
-                (GUARDED, self._config.guarded),
+                (WATCHED, self._config.watched_places),
+                (SPA, self._config.spa_places),
+                (GUARDED, _places(self._config.guarded)),
             )
             for name, wanted in asked:
                 lines += self._warn_of_missing(name, wanted)
+        self._look_at_ports()
         if self._gate_trouble is not None:
             words, hint = f"SPA doors stay shut: {self._gate_trouble.message}", self._gate_trouble.hint
             self._tell(f"{words} (hint: {hint})", Level.ERROR, EVENT="clients")
@@ -601,10 +662,20 @@ class Daemon:
             lines += self._advise(self._sole.stranger, "end that process: a second daemon would not be refused now")
         return lines
 
-    def _warn_of_missing(self, name: SetName, wanted: Iterable[Service]) -> list[str]:
-        missing = self._lacks(name, sorted(wanted))
-        words = _some(dict.fromkeys(map(str, missing)))
-        return self._advise(f"set {name} lacks {words}", _NEWER) if missing else []
+    def _warn_of_missing(self, name: SetName, wanted: Iterable[PortRange]) -> list[str]:
+        words = self._missing(name, wanted)
+        return self._advise(words, _NEWER) if words else []
+
+    def _missing(self, name: SetName, wanted: Iterable[PortRange]) -> str:
+        """`set inet logknock spa lacks 62201/udp`; empty if it has all. Of ranges, which come in whole, the ends."""
+        places = sorted(wanted)
+        missing = set(self._lacks(name, sorted({end for place in places for end in place.ends})))
+        lacking = [str(place) for place in places if not missing.isdisjoint(place.ends)]
+        return f"set {name} lacks {_some(dict.fromkeys(lacking))}" if lacking else ""
+
+    def _look_at_ports(self) -> None:
+        """See whether packets (SPA) are recorded at all: no other rule of ours missing shows that they are not."""
+        self._deaf = self._missing(SPA, self._config.spa_places) if self._config.guarded else ""
 
     def _warn_of_left(self, gone: Collection[Service]) -> list[str]:
         """Services that are guarded no more by the configuration, and still are by the rules: nothing opens them."""
@@ -628,7 +699,7 @@ class Daemon:
         """Another one-time sequence counts, or none."""
         self._matcher.set_code(door, file, sequence)
         if sequence and self._config.guarded and self._config.firewall.record:
-            self._warn_of_missing(WATCHED, set(sequence))
+            self._warn_of_missing(WATCHED, _places(sequence))
 
     def standing(self) -> Standing:
         """How it stands now. Cheap: no system call but for the clock."""
@@ -667,14 +738,19 @@ class Daemon:
         for why, hint in self._firewall.troubles:
             yield Trouble("firewall", why, why, hint)
         if isinstance(self._store, NoStore):
-            yield Trouble("store", "", self._store.reason.message, self._store.reason.hint)
+            why = f"nothing is remembered{self._shut_by_that()}: {self._store.reason.message}"
+            yield Trouble("store", "", why, self._store.reason.hint)
         for error in self._keeper.troubles:
             yield Trouble("store" if isinstance(error, StoreError) else "files", "", error.message, error.hint)
         if self._gate_trouble is not None:
             yield Trouble("clients", "spa", self._gate_trouble.message, self._gate_trouble.hint)
-        for why in self._steps.troubles:
+        if self._deaf:
+            yield Trouble("firewall", "spa", f"{self._deaf}: what is sent there opens nothing", _APPLY)
+        if self._left_out:
+            yield Trouble("clients", "mail", self._left_out_words, _SOURCE_HINT)
+        for why in () if isinstance(self._store, NoStore) else self._steps.troubles:
             yield Trouble("clients", why, why, "`logknock doctor` looks at the clock and at the state database")
-        for why in self._turns.troubles:
+        for why in () if isinstance(self._store, NoStore) else self._turns.troubles:
             yield Trouble("files", why, why, "`logknock status` says more of one-time files")
         if self._bans.trouble is not None:
             yield Trouble("bans", "", self._bans.trouble.message, self._bans.trouble.hint)
@@ -692,10 +768,19 @@ class Daemon:
     def _tell_metrics(self, text: str, bad: bool) -> None:
         self._tell(text, Level.ERROR if bad else Level.NOTICE, EVENT="metrics")
 
+    def _shut_by_that(self, until: str = "") -> str:
+        """What stays shut where nothing is remembered."""
+        kinds = self._config.remembering
+        return f", and {kinds} doors stay shut{until}" if kinds else until
+
     def _tell_turn(self, text: str, bad: bool) -> None:
+        if bad and isinstance(self._store, NoStore):
+            return  # what no store lets open is told at once, in one line
         self._tell(text, Level.WARNING if bad else Level.NOTICE, EVENT="onetime")
 
     def _tell_clients(self, text: str, bad: bool) -> None:
+        if bad and isinstance(self._store, NoStore):
+            return
         self._tell(text, Level.WARNING if bad else Level.NOTICE, EVENT="clients")
 
     def _tell(self, text: str, level: Level = Level.NOTICE, **fields: str) -> None:
@@ -707,27 +792,8 @@ def _longest(config: Config) -> float:
     return max(door.seq_timeout for door in config.doors)
 
 
-def _watched(config: Config) -> set[Service]:
-    """What our rules have to record, as far as it is asked about: of ranges of ports, which come in whole, the ends."""
-    if not config.firewall.record:
-        return set()
-    every = {service for door in config.doors for service in door.sequence}
-    return every.union(*(_ends(door.services) for door in config.totp))
-
-
-def _ends(services: Collection[Service]) -> Iterator[Service]:
-    every = set(services)
-    for proto, port in every:
-        if not every.issuperset(((proto, port - 1), (proto, port + 1))):
-            yield Service(proto, port)
-
-
-def _remembered_by(config: Config) -> str:
-    """The kinds of doors that open on nothing that cannot be remembered."""
-    proofs = {door.proof for door in config.doors}
-    kinds = {"one-time": config.onetime_files, "TOTP": proofs & {"totp", "code"}, "SPA": "spa" in proofs}
-    *some, last = [kind for kind, there in kinds.items() if there] or ["one-time"]
-    return f"{', '.join(some)} and {last}" if some else last
+def _places(services: Iterable[Service]) -> list[PortRange]:
+    return [PortRange(proto, port, port) for proto, port in services]
 
 
 def _is_mail(ports: tuple[PortRange, ...], icmp: bool, guarded: frozenset[Service], proto: int, dport: int) -> bool:

@@ -189,7 +189,10 @@ class Desk:
         name = request.get("door")
         names = [door.name for door in self._duties.known().config.doors]
         names += [name for name in also if name not in names]
-        whole = {name.partition(":")[0] for name in also}  # of an SPA door with several services, all of them
+        whole = {name.partition(":")[0] for name in also}  # of an SPA door, all of its services
+        parts = [each for each in names if each.startswith(f"{name}:")]
+        if name not in names and name not in whole and len(parts) == 1:
+            return parts[0]
         if not isinstance(name, str) or not (name in names or name in whole):
             shown = printable(name[:64]) if isinstance(name, str) else "of that name"
             raise LogknockError(f"there is no door {shown}", f"the doors are: {', '.join(names)}", USAGE)

@@ -5,13 +5,14 @@ before anything opens: it counts once, whatever comes of it (T18, T20). Rule 2: 
 Rule 3: no clock: the time comes in, and one that is set back or forth makes no packet new again (T19).
 """
 
+import hashlib
 from collections.abc import Iterable
 from typing import NamedTuple
 
 from .knock import Service
 from .packet import Carried, Packet, address_text
 from .spa import ANY_SOURCE, Key, Kind, Message, Opened, Reason, Refused, require, unwrap
-from .store import Store, StoreError
+from .store import Authentic, Store, StoreError
 
 # How long a packet is remembered, in terms of the largest max_age: its time may be that far ahead of ours when it comes
 # in, and it is too old for good as long again after ours has reached it.
@@ -80,12 +81,19 @@ class Gate:
 
     def _first(self, found: Opened, src: bytes, wall: float) -> Refused | None:
         """Put the packet on record; why it opens nothing, if it was there before or could not be."""
-        key, message, identity = found
         try:
-            new = self._store.see(identity, message.timestamp, key.door, key.client, src, wall)
+            new = self._store.see(authentic(found), src, wall)
         except StoreError as error:
-            return Refused(Reason.STORE, error.message, key)
-        return None if new else Refused(Reason.REPLAYED, "the same packet was here before, or could have been", key)
+            return Refused(Reason.STORE, error.message, found.key)
+        words = "the same packet was here before, or could have been"
+        return None if new else Refused(Reason.REPLAYED, words, found.key)
+
+
+def authentic(found: Opened) -> Authentic:
+    """The packet as the store knows it: by whose key it is, and not by what the client is called now."""
+    key, message, identity = found
+    signer = hashlib.sha256(b"logknock signer\0" + key.hmac_key).digest()
+    return Authentic(identity, message.timestamp, signer, key.door, key.client)
 
 
 def _weigh(key: Key, message: Message, src: bytes, wall: float) -> Accepted | Refused:

@@ -104,7 +104,7 @@ def lines(event: Told) -> Iterable[Line]:
         case Spent(packet, code):
             src, words = address_text(packet.src), used_words(code)
             if isinstance(code, Derived):
-                fields = {"CLIENT": code.client, "STEP": str(code.step)}
+                fields = {"CLIENT": code.client, "STEP": str(code.number)}
                 yield _line(Level.INFO, src, code.door, words, "step", **fields)
             else:
                 yield _line(Level.INFO, src, code.door, words, "spent", FILE=code.file)

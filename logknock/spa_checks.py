@@ -11,7 +11,7 @@ from .firewall.sets import never_granted
 from .gate import Accepted, Gate, Rejected
 from .packet import UDP, Carried, Packet, address_text
 from .spa import ANY_SOURCE, DIGESTS, Key, Kind, Message, Opened, Reason, unwrap
-from .store import NoStore, StoreError
+from .store import Authentic, NoStore, StoreError
 
 # What is looked at, in the gate's order, and the reasons for which a packet ends there.
 _CHECKS: dict[str, tuple[Reason, ...]] = {
@@ -49,7 +49,7 @@ class Examined(NamedTuple):
 
 
 # Whether a packet was seen before: of its identity, its time, and the door and the client of its key.
-Seen = Callable[[bytes, int, str, str], bool]
+Seen = Callable[[Authentic], bool]
 
 
 def examine(payload: bytes, keys: Iterable[Key], src: bytes | None, wall: float, seen: Seen | None) -> Examined:
@@ -90,8 +90,8 @@ class _Looks(NoStore):
         super().__init__(StoreError("nothing is recorded here"))
         self._seen = seen
 
-    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
-        return self._seen is None or not self._seen(identity, stamp, door, client)
+    def see(self, packet: Authentic, src: bytes, wall: float) -> bool:
+        return self._seen is None or not self._seen(packet)
 
 
 def _checks(

@@ -14,6 +14,7 @@ import stat
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from shlex import quote
 from struct import Struct
@@ -60,8 +61,8 @@ _MAX_VALUE = 65_536
 # by itself: `NAME:65535/tcp`.
 _LONGEST_NAME = 63 + len(":65535/tcp")
 
-# A packet's identity is a SHA-256.
-_IDENTITY = 32
+# A packet's identity is a SHA-256, and so is its signer.
+_HASH = 32
 
 _PAGE = 4096
 _APPLICATION = 0x6C6B6E6B  # "lknk", in the file's header
@@ -116,20 +117,22 @@ _TABLES_3 = (
     PRIMARY KEY (door, client)
 ) STRICT, WITHOUT ROWID""",
     f"""CREATE TABLE seen (
-    identity BLOB NOT NULL CHECK (length(identity) = {_IDENTITY}),
+    identity BLOB NOT NULL CHECK (length(identity) = {_HASH}),
     stamp INTEGER NOT NULL CHECK (stamp >= 0),
+    signer BLOB NOT NULL CHECK (length(signer) = {_HASH}),
     door TEXT NOT NULL,
     client TEXT NOT NULL,
     seal INTEGER NOT NULL,
     PRIMARY KEY (identity)
 ) STRICT, WITHOUT ROWID""",
     "CREATE INDEX seen_by_stamp ON seen (stamp)",
-    """CREATE TABLE forgotten (
+    f"""CREATE TABLE forgotten (
+    signer BLOB NOT NULL CHECK (length(signer) = {_HASH}),
+    stamp INTEGER NOT NULL CHECK (stamp >= 0),
     door TEXT NOT NULL,
     client TEXT NOT NULL,
-    stamp INTEGER NOT NULL CHECK (stamp >= 0),
     seal INTEGER NOT NULL,
-    PRIMARY KEY (door, client)
+    PRIMARY KEY (signer)
 ) STRICT, WITHOUT ROWID""",
 )
 
@@ -143,17 +146,17 @@ _SCHEMAS = {1: {*_TABLES, _GRANTS_1} - {_GRANTS}, 2: set(_TABLES), _SCHEMA: {*_T
 # The tables whose rows have a seal.
 _SEALED = {
     "steps": "SELECT door, client, step, seal FROM steps",
-    "seen": "SELECT identity, stamp, door, client, seal FROM seen",
-    "forgotten": "SELECT door, client, stamp, seal FROM forgotten",
+    "seen": "SELECT identity, stamp, signer, door, client, seal FROM seen",
+    "forgotten": "SELECT signer, stamp, door, client, seal FROM forgotten",
 }
 
 # What SQLite calls the files that belong to a database: it reads each that is there, and believes it.
 PARTS = ("", "-journal", "-wal", "-shm")
 
 _AWAY = (
-    f"move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away and start again; what was used would then be valid, so "
-    "make new one-time files first (logknock onetime generate) and wait until all packets are too old (max_age), or "
-    "put a copy back that is up to date"
+    f"put a copy back that is up to date, or move {DATABASE}, {DATABASE}-wal and {DATABASE}-shm away and start again; "
+    "what was used would then be good again, so make new one-time files first, where there are such, and wait until "
+    "what clients have sent is too old (max_age of SPA, step and skew of TOTP)"
 )
 _HINTS = {
     "BUSY": "another program has it locked (fuser shows which): end that one",
@@ -183,6 +186,20 @@ class StoredGrant(NamedTuple):
     grant: Grant
     opened: float
     by: str = ""
+
+
+class Authentic(NamedTuple):
+    """A packet (SPA) that a client's key vouches for.
+
+    identity: 32 bytes, of this packet alone. stamp: when it says that it was sent, seconds since the epoch. signer: 32
+    bytes, of the key, whatever its client is called. door, client: whose key it is, for people to see.
+    """
+
+    identity: bytes
+    stamp: int
+    signer: bytes
+    door: str
+    client: str
 
 
 class Entry(NamedTuple):
@@ -229,17 +246,17 @@ class Store(Protocol):
     def steps(self) -> dict[tuple[str, str], int]:
         """The last step that was used, by door and client."""
 
-    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
-        """Record, durably, that this packet of the client's was seen, which says that it was sent at `stamp`.
+    def see(self, packet: Authentic, src: bytes, wall: float) -> bool:
+        """Record, durably, that this packet was seen.
 
-        identity: 32 bytes. stamp: seconds since the epoch. False: it was seen before, or it is not newer than a packet
-        of that client's that has been forgotten, so that it may have been. Nobody may get in unless this returned True.
+        False: it was seen before, or it is not newer than a packet of the same signer that has been forgotten, so that
+        it may have been. Nobody may get in unless this returned True.
         """
 
     def forget(self, before: int) -> None:
         """Forget packets that were sent before then, the oldest first, in a part small enough for the daemon's loop.
 
-        From then on no packet of those clients' is new that is not newer than what was forgotten: whatever the clock
+        From then on no packet of those signers is new that is not newer than what was forgotten: whatever the clock
         does that `before` is taken from, none is new twice.
         """
 
@@ -347,13 +364,13 @@ class Reader:
             rows = self._db.execute(_NEWEST).fetchall()
         return {(door, client): stamp for door, client, stamp in rows}
 
-    def was_seen(self, identity: bytes, stamp: int, door: str, client: str) -> bool:
+    def was_seen(self, packet: Authentic) -> bool:
         """Whether `see` would say that this packet is not new."""
         if self._schema < 3:
             return False
         with _told(self._path):
-            (known,) = self._db.execute("SELECT count(*) FROM seen WHERE identity = ?", (identity,)).fetchone()
-        return bool(known) or stamp <= self._mark(door, client)
+            (known,) = self._db.execute("SELECT count(*) FROM seen WHERE identity = ?", (packet.identity,)).fetchone()
+        return bool(known) or packet.stamp <= self._mark(packet.signer)
 
     def grants(self, wall: float, mono: float) -> list[StoredGrant]:
         return [record.in_boot(self._boot, wall, mono).stored() for record in self._records()]
@@ -373,12 +390,11 @@ class Reader:
         with _told(self._path):
             self._db.close()
 
-    def _mark(self, door: str, client: str) -> int:
-        """The time of the newest packet of the client's that has been forgotten; -1: none was."""
-        query = f"{_SEALED['forgotten']} WHERE door = ? AND client = ?"
+    def _mark(self, signer: bytes) -> int:
+        """The time of the newest packet of the signer's that has been forgotten; -1: none was."""
         with _told(self._path):
-            row = self._db.execute(query, (door, client)).fetchone()
-        return -1 if row is None else int(_unseal(self._path, "forgotten", row)[2])
+            row = self._db.execute(f"{_SEALED['forgotten']} WHERE signer = ?", (signer,)).fetchone()
+        return -1 if row is None else int(_unseal(self._path, "forgotten", row)[1])
 
     def _records(self) -> list["_Record"]:
         """The sound ones; a row that makes no sense opens nothing."""
@@ -426,17 +442,17 @@ class SQLiteStore(Reader):
             if new:
                 values = (door, client, step)
                 run("INSERT OR REPLACE INTO steps VALUES (?, ?, ?, ?)", (*values, _seal(values)))
-                self._tell(run, Entry(wall, "used", door, src, f"step {step} of client {client}"))
+                words = f"the step of {datetime.fromtimestamp(step)} of client {client}"
+                self._tell(run, Entry(wall, "used", door, src, words))
         return new
 
-    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
+    def see(self, packet: Authentic, src: bytes, wall: float) -> bool:
         self._see_files()
         with self._transaction("FULL") as run:
-            new = not self.was_seen(identity, stamp, door, client)
+            new = not self.was_seen(packet)
             if new:
-                values = (identity, stamp, door, client)
-                run("INSERT INTO seen VALUES (?, ?, ?, ?, ?)", (*values, _seal(values)))
-                self._tell(run, Entry(wall, "used", door, src, f"a packet of client {client}"))
+                run("INSERT INTO seen VALUES (?, ?, ?, ?, ?, ?)", (*packet, _seal(tuple(packet))))
+                self._tell(run, Entry(wall, "used", packet.door, src, f"a packet of client {packet.client}"))
         return new
 
     def forget(self, before: int) -> None:
@@ -445,15 +461,15 @@ class SQLiteStore(Reader):
             rows = self._db.execute(_OLDEST, (before, TRIM_ROWS)).fetchall()
         if not rows:
             return
-        marks: dict[tuple[str, str], int] = {}
+        marks: dict[bytes, Authentic] = {}
         with self._transaction() as run:
             for row in rows:
-                identity, stamp, door, client, _ = _unseal(self._path, "seen", row)
-                marks[door, client] = stamp  # the oldest come first
-                run("DELETE FROM seen WHERE identity = ?", (identity,))
-            for (door, client), stamp in marks.items():  # none goes back: what was seen since is newer
-                values = (door, client, stamp)
-                run("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?, ?)", (*values, _seal(values)))
+                packet = Authentic(*_unseal(self._path, "seen", row)[:-1])
+                marks[packet.signer] = packet  # the oldest come first
+                run("DELETE FROM seen WHERE identity = ?", (packet.identity,))
+            for packet in marks.values():  # none goes back: what was seen since is newer
+                values = (packet.signer, packet.stamp, packet.door, packet.client)
+                run("INSERT OR REPLACE INTO forgotten VALUES (?, ?, ?, ?, ?)", (*values, _seal(values)))
 
     def opened(self, grant: Grant, wall: float, mono: float, by: str = "") -> None:
         record = _Record(grant, wall, self._boot, mono, wall, by)
@@ -590,7 +606,7 @@ class NoStore:
     def steps(self) -> dict[tuple[str, str], int]:
         raise self.reason
 
-    def see(self, identity: bytes, stamp: int, door: str, client: str, src: bytes, wall: float) -> bool:
+    def see(self, packet: Authentic, src: bytes, wall: float) -> bool:
         raise self.reason
 
     def forget(self, before: int) -> None:

@@ -6,7 +6,7 @@ cause with one packet does not push out what takes more. Rule 4: no knock of a o
 """
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from enum import StrEnum
 from itertools import islice
 from typing import NamedTuple
@@ -159,20 +159,39 @@ class Finding(NamedTuple):
 
 
 class Trail:
-    """Turns packets and events into findings. Remembers no more than whose attempt has timed out."""
+    """Turns packets and events into findings. Remembers no more than whose attempt has timed out.
 
-    def __init__(self, doors: Iterable[Door]) -> None:
+    derived: how many knocks a sequence has at each door whose clients derive theirs.
+    """
+
+    def __init__(self, doors: Iterable[Door], derived: Mapping[str, int] | None = None) -> None:
         self._doors = {door.name: door for door in doors}
+        self._derived = derived or {}
         self._guarded = {service for door in self._doors.values() if door.guard for service in door.opens}
         self._late: dict[bytes, Failed] = {}
 
     def follow(self, packet: Packet, told: Sequence[Told]) -> list[Finding]:
         """What became of this packet."""
-        found = [finding for event in told for finding in self._tell(packet.time, packet, event)]
+        told = list(self._of_use(told))
+        found = list(dict.fromkeys(finding for event in told for finding in self._tell(packet.time, packet, event)))
         late = self._late.pop(packet.src, None)
         if late is not None and late.attempt is not None and not any(isinstance(event, Failed) for event in told):
             found = [*self._too_late(packet, late, late.attempt), *found]
         return found or [self._finding(packet.time, packet, *self._stranger(packet))]
+
+    def _of_use(self, told: Sequence[Told]) -> Iterator[Told]:
+        """Without what an attempt that is complete says of others' knocks: at a door that derives, each begins some."""
+        further = {door for event in told if isinstance(event, Advanced) for door in event.doors}
+        for event in told:
+            if isinstance(event, Ignored) and event.why is Why.DONE:
+                doors = tuple(door for door in event.doors if door not in further or not self._derives(door))
+                if doors:
+                    yield event._replace(doors=doors)
+            else:
+                yield event
+
+    def _derives(self, name: str) -> bool:
+        return name in self._doors and self._doors[name].proof in ("totp", "code")
 
     def ended(self, events: Iterable[Told], now: float) -> list[Finding]:
         """What became of attempts that have ended without a packet, by the time `now`."""
@@ -276,7 +295,7 @@ class Trail:
         return f" of {many}" if many else ""
 
     def _length(self, door: str) -> int:
-        return len(self._doors[door].sequence) if door in self._doors else 0
+        return self._derived.get(door) or (len(self._doors[door].sequence) if door in self._doors else 0)
 
     def _finding(
         self,
@@ -332,7 +351,7 @@ def _knocks(door: Door) -> str:
 def used_words(code: Code | Derived) -> str:
     """Which sequence was used up, in the log as here."""
     if isinstance(code, Derived):
-        return f"step {code.step} of client {code.client} used"
+        return f"step {code.number} of client {code.client} used"
     return f"one-time sequence of {code.file} used"
 
 
@@ -340,6 +359,8 @@ def mailed_words(client: str, reason: SpaReason | None, words: str) -> str:
     """What is said of a single packet, in the log as here."""
     if reason is None:
         return f"SPA packet of client {client} accepted: {words}"
+    if reason is SpaReason.LEFT_OUT:
+        return "SPA packet left out: too many came at a time for all to be looked at"
     if client:
         return f"SPA packet of client {client} refused: {reason}{words and f' ({words})'}"
     return f"SPA packet of nobody refused: {words or reason}"

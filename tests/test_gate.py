@@ -18,7 +18,7 @@ from logknock.gate import Accepted, Gate, Rejected
 from logknock.knock import Service
 from logknock.packet import TCP, UDP, Carried, Packet, parse_address
 from logknock.spa import ANY_SOURCE, Key, Kind, Reason, encode, request
-from logknock.store import DATABASE, TRIM_ROWS, NoStore, SQLiteStore, open_store
+from logknock.store import DATABASE, TRIM_ROWS, Authentic, NoStore, SQLiteStore, open_store
 
 NOW = 1_800_000_000.0
 HERE, THERE, SIX = (parse_address(text) for text in ("192.0.2.7", "203.0.113.9", "2001:db8::7"))
@@ -313,6 +313,14 @@ class TestClock:
         assert judge(gate, payload(salt=1)) == "REPLAYED"
         assert judge(gate, payload(at=NOW + self.HOUR + 1), wall=NOW + self.HOUR) == "opened"
 
+    def test_t19_a_client_that_is_called_otherwise_has_sent_what_it_sent(self, gate: Gate) -> None:
+        """T18: the clock goes forth, the packet is forgotten, the clock comes back, and the client has a new name."""
+        packet = payload()
+        assert judge(gate, packet) == "opened"
+        self._tidy(gate, NOW + self.HOUR)
+        gate.use([replace(LAPTOP, client="notebook")])
+        assert judge(gate, packet) == "REPLAYED"
+
     def test_kept_for_twice_the_largest_age(self, store: SQLiteStore) -> None:
         gate = Gate(store)
         gate.use([replace(LAPTOP, max_age=300.0), PHONE])
@@ -326,7 +334,7 @@ class TestClock:
     def test_it_forgets_in_parts(self, store: SQLiteStore) -> None:
         gate = Gate(store)
         for number in range(TRIM_ROWS + 20):
-            assert store.see(number.to_bytes(32), int(NOW), "vpn", "laptop", HERE, NOW)
+            assert store.see(Authentic(number.to_bytes(32), int(NOW), bytes(32), "vpn", "laptop"), HERE, NOW)
         gate.tidy(NOW + 241)
         assert seen(store) == 20
         gate.tidy(NOW + 241)

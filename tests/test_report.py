@@ -85,8 +85,8 @@ class Kept:
             Revoked(PACKET, "ssh", "done"), ["192.0.2.7: done: OPEN SESAME, closes ssh"], id="a door that closes"
         ),
         pytest.param(
-            Spent(PACKET, Derived("ssh", "laptop", 1_779_370_350, (), 0.0, 90.0)),
-            ["192.0.2.7: ssh: step 1779370350 of client laptop used"],
+            Spent(PACKET, Derived("ssh", "laptop", 1_779_370_350, (), 0.0, 90.0, 59_312_345)),
+            ["192.0.2.7: ssh: step 59312345 of client laptop used"],
             id="whose step it was",
         ),
         pytest.param(
@@ -304,7 +304,7 @@ def fields_of_events() -> dict[str, set[str]]:
         *lines(Failed(SRC, ("ssh",), 1, Reason.WRONG, PACKET)),
         *lines(Refused(PACKET, "ssh", "a loopback address")),
         *lines(Spent(PACKET, Code("ssh", "/etc/laptop", ()))),
-        *lines(Spent(PACKET, Derived("ssh", "laptop", 1_779_370_350, (), 0.0, 90.0))),
+        *lines(Spent(PACKET, Derived("ssh", "laptop", 1_779_370_350, (), 0.0, 90.0, 59_312_345))),
         *lines(Mailed(PACKET, "vpn", "laptop", None, "")),
         *lines(Mailed(PACKET, "vpn", "laptop", SpaReason.REPLAYED, "")),
         *lines(Granted(PACKET, GRANT)),

@@ -14,6 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import datetime
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -33,6 +34,7 @@ from logknock.store import (
     DATABASE,
     LOCK,
     MAX_HISTORY,
+    Authentic,
     NoStore,
     Reader,
     SQLiteStore,
@@ -82,8 +84,13 @@ def identity(number: int) -> bytes:
     return number.to_bytes(32)
 
 
-def see(store: Store, number: int, stamp: int = int(NOW), client: str = "laptop") -> bool:
-    return store.see(identity(number), stamp, "vpn", client, SRC, NOW)
+def authentic(number: int, stamp: int = int(NOW), client: str = "laptop", signer: bytes = b"") -> Authentic:
+    """A packet of a client's, signed with the key of that name where none else is said."""
+    return Authentic(identity(number), stamp, signer or client.encode().ljust(32), "vpn", client)
+
+
+def see(store: Store, number: int, stamp: int = int(NOW), client: str = "laptop", signer: bytes = b"") -> bool:
+    return store.see(authentic(number, stamp, client, signer), SRC, NOW)
 
 
 @contextmanager
@@ -246,7 +253,8 @@ class TestRemembering:
             with read_only(tmp_path) as reader:
                 assert reader.steps() == last
             assert [entry.event for entry in store.history(9)] == ["used"] * 5
-            assert store.history(1)[0] == (NOW, "used", "ssh", SRC, "step 60000002 of client laptop")
+            words = f"the step of {datetime.fromtimestamp(60_000_002)} of client laptop"
+            assert store.history(1)[0] == (NOW, "used", "ssh", SRC, words)
 
     def test_t18_a_packet_that_was_seen_stays_seen(self, tmp_path: Path) -> None:
         """Whoever sends it, whatever time it claims; another one is another one."""
@@ -258,7 +266,7 @@ class TestRemembering:
             assert not see(store, 1, int(NOW) + 1)
             assert not see(store, 2, client="phone")
             with read_only(tmp_path) as reader:
-                seen = [reader.was_seen(identity(number), int(NOW), "vpn", "laptop") for number in (1, 2, 3)]
+                seen = [reader.was_seen(authentic(number)) for number in (1, 2, 3)]
             assert seen == [True, True, False]
             assert see(store, 3)
             assert [entry.detail for entry in store.history(9)] == ["a packet of client laptop"] * 3
@@ -273,7 +281,7 @@ class TestRemembering:
         with opened(tmp_path) as store:
             for number, client in ((10, "laptop"), (30, "laptop"), (20, "phone")):
                 assert not see(store, number, number, client)
-            assert store.was_seen(identity(31), 30, "vpn", "laptop")
+            assert store.was_seen(authentic(31, 30))
             assert not see(store, 31, 30), "another one of that second may be one that was forgotten"
             assert see(store, 32, 31)
             assert see(store, 33, 21, "phone")
@@ -282,6 +290,19 @@ class TestRemembering:
             store.forget(22)
             assert not see(store, 35, 29), "no mark ever goes back"
             assert not see(store, 36, 21, "phone")
+
+    def test_t19_a_mark_is_the_key_s_and_not_a_name_s(self, tmp_path: Path) -> None:
+        """T18: else a client that is called otherwise, with the keys that it had, would be new to the store."""
+        key, other = b"k" * 32, b"o" * 32
+        with opened(tmp_path) as store:
+            assert see(store, 1, 10, "laptop", key)
+            store.forget(11)
+            assert not see(store, 1, 10, "notebook", key)
+            assert see(store, 2, 10, "laptop", other), "a new client of the old name has nothing to wait for"
+            assert see(store, 3, 12, "notebook", key)
+            store.forget(13)
+            assert not see(store, 3, 12, "laptop", key)
+            assert store.packets() == {("vpn", "laptop"): 10, ("vpn", "notebook"): 12}
 
     def test_forgetting_has_a_bound(self, tmp_path: Path) -> None:
         """Part by part, the oldest first."""
@@ -1024,7 +1045,7 @@ class TestEarlierSchema:
                 assert in_child(lambda: open_store(tmp_path).close()) == 0
                 assert reader.grants(NOW, MONO) == [StoredGrant(GRANT, NOW)]
                 assert reader.steps() == {}
-                assert not reader.was_seen(identity(1), 1, "vpn", "laptop")
+                assert not reader.was_seen(authentic(1, 1))
         assert schema(tmp_path) == 3
 
     @made

@@ -4,7 +4,20 @@ import ipaddress
 
 import pytest
 
-from logknock.knock import Code, Door, Failed, Grant, Granted, Matcher, Reason, Revoked, Sequence, Service, Spent
+from logknock.knock import (
+    Code,
+    Derived,
+    Door,
+    Failed,
+    Grant,
+    Granted,
+    Matcher,
+    Reason,
+    Revoked,
+    Sequence,
+    Service,
+    Spent,
+)
 from logknock.packet import ACK, SYN, TCP, Packet
 from logknock.spa import Reason as SpaReason
 from logknock.trail import MAX_LATE, Finding, Mailed, Memory, Refused, Stale, Told, Trail, Verdict, advice
@@ -83,6 +96,27 @@ def test_a_hundred_doors_that_begin_alike_do_not_fill_the_page() -> None:
     doors = [Door(f"d{at}", sequence(f"7000/tcp {at + 1}/tcp"), opens=sequence("22/tcp")) for at in range(100)]
     found = play(doors, [knock(0, "7000/tcp")])
     assert [each.door for each in found] == ["d0", "d1", "d2", "d3", "(96 more doors)"]
+
+
+def test_what_others_have_completed_is_not_told_of_each_knock_at_a_door_that_derives() -> None:
+    """Each knock of a client's next step is one that its last one waits for no more; and nothing is told twice."""
+    totp = Door("totp", (), opens=sequence("22/tcp"), proof="totp")
+    matcher, trail = Matcher([totp, SSH]), Trail([totp, SSH], {"totp": 3})
+    knocks = {1: "101/tcp 201/udp 301/tcp", 2: "102/tcp 202/udp 302/tcp", 3: "103/tcp 203/udp 303/tcp"}
+    for step, written in knocks.items():
+        matcher.plant(Derived("totp", "anna", step, sequence(written), 0.0, 90.0, step))
+    spelled = " ".join(knocks.values()).split()
+    packets = [knock(time, service) for time, service in enumerate([*spelled, "7000/tcp", "9999/tcp"])]
+    found = [trail.follow(packet, matcher.receive(packet)) for packet in packets]
+    assert [each.verdict for told in found[:9] for each in told] == [*["advanced"] * 3, "used", "opened"] * 3
+    assert {each.of for told in found[:9] for each in told} == {3}, "how many knocks it takes is known"
+    assert found[4][0].words == "stage 2 of 3"
+    done = ("totp", "means nothing: the sequence is complete already")
+    assert [(each.door, each.words) for each in found[9]] == [done, ("ssh", "stage 1 of 3")]
+    assert [(each.door, each.words) for each in found[10]] == [
+        done,
+        ("ssh", "wrong port at stage 1 of 3: 8000/tcp was expected"),
+    ], "once, of three that are complete"
 
 
 def test_cooldown_and_resends_and_flags_are_told() -> None:
