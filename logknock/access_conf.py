@@ -10,18 +10,18 @@ nowhere else: not in a message, and not in the comments that repeat the original
 
 import json
 import re
-import textwrap
 from base64 import b64decode, b64encode
 from binascii import Error as Base64Error
-from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from ipaddress import IPv4Network
 from typing import NamedTuple, Protocol
 
+from .config_values import WrongError
+from .imported import BLANK, cited, comment, head, original, shortened, summed, toml_list, toml_string
 from .knock import Service, parse_port
 from .packet import PROTOCOLS
-from .spa import DIGESTS, MAX_HMAC_KEY, MAX_KEY, MAX_SPA_KEYS, MAX_TIMEOUT, MIN_KEY
+from .spa import DIGESTS, MAX_HMAC_KEY, MAX_KEY, MAX_SPA_KEYS, MAX_TIMEOUT, MIN_KEY, fit_user
 
 # What may be read of one file: a thousand stanzas take about 300 kB. More is something else named by mistake.
 MAX_BYTES = 1 << 19
@@ -42,18 +42,11 @@ _PORTS = ("62201/udp",)
 _LEAST_AGE, _OLDEST = 1, 3_600
 _MAX_DIGITS = 8
 
-# What fwknop's client takes for a user's name, and no other packet can hold (docs/reference/spa.md).
-_MAX_USER = 48
-_NOT_IN_USERS = frozenset('"/\\[]:;|=,+*?<>')
-
 _DOOR = "fwknop"
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9_-]+")
 _MAX_NAME = 32
 
-_BLANK = " \t\n\v\f\r"  # C's isspace()
 _SPACE = re.compile(r"[ \t\n\v\f\r]+")
-_WIDTH = 116
-_MAX_SHOWN = 60
 
 # Variables that write the same thing: the last one said counts, whichever it is.
 _SAME = {
@@ -90,7 +83,7 @@ _KNOWN = (
 )
 _INCLUDES = ("%include", "%include_folder", "%include_keys")
 _UNSET = "__CHANGEME__"
-_ENDING = "end it by hand on that day: logknock revoke-client, and then reload"
+_ENDING = "on that day take its table out of the result, then `logknock reload`"
 _KEYGEN = "`logknock keygen` makes a pair for both sides"
 
 # Why a stanza stays as comments if one of these is set, and what to do.
@@ -200,7 +193,7 @@ class _Stanza:
     @property
     def shown(self) -> str:
         """What a message calls it."""
-        return f"SOURCE {_short(self.said['SOURCE'].text.strip(_BLANK))}" if "SOURCE" in self.said else "SOURCE"
+        return f"SOURCE {shortened(self.said['SOURCE'].text.strip(BLANK))}" if "SOURCE" in self.said else "SOURCE"
 
     def is_set(self, name: str) -> bool:
         """Whether a variable says something: a boolean one that it is so."""
@@ -232,15 +225,6 @@ class _Stanza:
         self.refused.append(Finding(*where, self.shown, f"{place.variable if place else variable}: {message}", hint))
 
 
-class _WrongError(Exception):
-    """What is wrong with a line, and what to write instead; no key is in it."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-
 class _Reading:
     """All stanzas, in the order in which fwknopd tries them, and what is wrong."""
 
@@ -259,7 +243,7 @@ class _Reading:
         here: _Stanza | None = None
         above: list[str] = []  # comments on the line that comes
         for number, raw in enumerate(f"{text}\n".split("\n"), 1):
-            line = raw.strip(_BLANK)
+            line = raw.strip(BLANK)
             if line[:1] in ("#", ";"):
                 above.append(raw)
                 continue
@@ -270,31 +254,31 @@ class _Reading:
                     self.stanzas.append(here)
                 try:
                     self._line(raw, number, (*way, shown), here)
-                except _WrongError as error:
-                    self.error(shown, number, here.shown if here else "", error.message, error.hint)
+                except WrongError as error:
+                    self.error(shown, number, here.shown if here else "", str(error), error.hint)
             if here is not None:
                 here.lines += map(_masked, above)
             above = []
 
     def _line(self, raw: str, number: int, way: tuple[str, ...], here: _Stanza | None) -> None:
-        """Take in a line; raises _WrongError. way: the files that led to it, and its own."""
+        """Take in a line; raises WrongError. way: the files that led to it, and its own."""
         variable, value = _split(raw)
         if variable in _INCLUDES:
             self._include(variable, value, way, here)
         elif here is None:
-            raise _WrongError("this stands before any SOURCE, and fwknopd passes over it", "begin with SOURCE ANY")
+            raise WrongError("this stands before any SOURCE, and fwknopd passes over it", "begin with SOURCE ANY")
         else:
             _take(here, _Place(way[-1], number, variable, value))
 
     def _include(self, variable: str, value: str, way: tuple[str, ...], here: _Stanza | None) -> None:
-        path = value.strip(_BLANK)
+        path = value.strip(BLANK)
         if not path.startswith("/"):
             hint = "write the whole path; fwknopd takes it from the directory that it was started in"
-            raise _WrongError(f"{_shown(path)} is no absolute path", hint)
+            raise WrongError(f"{cited(path)} is no absolute path", hint)
         try:
             if variable == "%include_keys":
                 if here is None:
-                    raise _WrongError("%include_keys stands before any SOURCE, and fwknopd passes over it")
+                    raise WrongError("%include_keys stands before any SOURCE, and fwknopd passes over it")
                 self._keys(self._text(path), path, here)
                 return
             paths = [path] if variable == "%include" else self.files.folder(path)
@@ -303,13 +287,13 @@ class _Reading:
                     self._check_depth(each, way)
                     self.file(self._text(each), each, way)
         except UnreadError as error:
-            raise _WrongError(f"{variable}: {_shown(path)} {error}", "fwknopd does not start then either") from None
+            raise WrongError(f"{variable}: {cited(path)} {error}", "fwknopd does not start then either") from None
 
     def _check_depth(self, path: str, way: tuple[str, ...]) -> None:
         if path in way:
-            raise _WrongError(f"{_shown(path)} includes itself", "delete this line")
+            raise WrongError(f"{cited(path)} includes itself", "delete this line")
         if len(way) > MAX_DEPTH:
-            raise _WrongError(f"{_shown(path)} is included more than {MAX_DEPTH} files deep", "include it further up")
+            raise WrongError(f"{cited(path)} is included more than {MAX_DEPTH} files deep", "include it further up")
 
     def _text(self, path: str) -> str:
         self.read += 1
@@ -320,47 +304,47 @@ class _Reading:
     def _keys(self, text: str, shown: str, stanza: _Stanza) -> None:
         """A file of %include_keys: keys of the stanza, and nothing else."""
         for number, raw in enumerate(text.split("\n"), 1):
-            line = raw.strip(_BLANK)
+            line = raw.strip(BLANK)
             if not line or line[0] in "#;":
                 continue
             try:
                 variable, value = _split(raw)
                 if variable not in _SECRET:
-                    message = f"{_shown(variable)} is no key, and fwknopd passes over it in such a file"
-                    raise _WrongError(message, "delete it, or write it into the stanza")
+                    message = f"{cited(variable)} is no key, and fwknopd passes over it in such a file"
+                    raise WrongError(message, "delete it, or write it into the stanza")
                 _take(stanza, _Place(shown, number, variable, value))
-            except _WrongError as error:
-                self.error(shown, number, stanza.shown, error.message, error.hint)
+            except WrongError as error:
+                self.error(shown, number, stanza.shown, str(error), error.hint)
 
 
 def _split(raw: str) -> tuple[str, str]:
     """Variable and value: what stands behind ; does not count, and blanks at the value's end do."""
     if len(raw.encode(errors="surrogateescape")) > MAX_LINE:
-        raise _WrongError(f"a line of more than {MAX_LINE} bytes, which fwknopd takes for several", "make it shorter")
+        raise WrongError(f"a line of more than {MAX_LINE} bytes, which fwknopd takes for several", "make it shorter")
     if "\0" in raw:
-        raise _WrongError("a NUL byte, where fwknopd stops reading the line", "delete it")
-    words = _SPACE.split(raw.lstrip(_BLANK).rstrip("\r"), 1)
+        raise WrongError("a NUL byte, where fwknopd stops reading the line", "delete it")
+    words = _SPACE.split(raw.lstrip(BLANK).rstrip("\r"), 1)
     variable = words[0].removesuffix(":")
     value, sign, rest = words[1].partition(";") if len(words) > 1 else ("", "", "")
     if variable not in _KNOWN and variable not in _INCLUDES:
         right = variable.upper()
         hint = f"write {right}" if right in _KNOWN else "delete the line, or correct its name"
-        raise _WrongError(f"{_shown(variable)} is no variable of access.conf, and fwknopd passes over it", hint)
-    if not value.strip(_BLANK):
-        raise _WrongError(f"{variable} says nothing", "write its value behind it, or delete the line")
-    if sign and rest.strip(_BLANK) and rest.strip(_BLANK)[0] != "#":
-        raise _WrongError(f"{variable}: fwknopd passes over what stands behind the ;", "delete it")
+        raise WrongError(f"{cited(variable)} is no variable of access.conf, and fwknopd passes over it", hint)
+    if not value.strip(BLANK):
+        raise WrongError(f"{variable} says nothing", "write its value behind it, or delete the line")
+    if sign and rest.strip(BLANK) and rest.strip(BLANK)[0] != "#":
+        raise WrongError(f"{variable}: fwknopd passes over what stands behind the ;", "delete it")
     return variable, value
 
 
 def _take(stanza: _Stanza, place: _Place) -> None:
-    """Take in a variable of the stanza; raises _WrongError."""
+    """Take in a variable of the stanza; raises WrongError."""
     name = _SAME.get(place.variable, place.variable)
     if name in stanza.said:
         stanza.notes.append(
             f"{place.variable}: it is there more than once, and the last counts, as it does for fwknopd."
         )
-    text = place.text.strip(_BLANK)
+    text = place.text.strip(BLANK)
     stanza.said[name] = place
     if place.variable in _KEYS:
         stanza.keys[name] = _key(place)
@@ -374,12 +358,12 @@ def _take(stanza: _Stanza, place: _Place) -> None:
                 name, "it counts for one address of this host only", "a client's packets count at any of them"
             )
     elif name in ("OPEN_PORTS", "RESTRICT_PORTS"):
-        stanza.ports[name] = tuple(dict.fromkeys(_service(name, word.strip(_BLANK)) for word in text.split(",")))
+        stanza.ports[name] = tuple(dict.fromkeys(_service(name, word.strip(BLANK)) for word in text.split(",")))
     elif name in ("FW_ACCESS_TIMEOUT", "MAX_FW_TIMEOUT"):
         stanza.seconds[name] = _seconds(name, text)
     elif name == "HMAC_DIGEST_TYPE":
         if text.lower() not in DIGESTS:
-            raise _WrongError(f"{name}: {_shown(text)} is no digest", f"one of {', '.join(DIGESTS)}")
+            raise WrongError(f"{name}: {cited(text)} is no digest", f"one of {', '.join(DIGESTS)}")
     elif name == "REQUIRE_USERNAME":
         _check_user(place)
 
@@ -387,29 +371,29 @@ def _take(stanza: _Stanza, place: _Place) -> None:
 def _key(place: _Place) -> bytes:
     """The bytes of a key; nothing of it is in what is raised."""
     if place.text.startswith(_UNSET):
-        raise _WrongError(f"{place.variable} is not set: {_UNSET} is what the package writes", _KEYGEN)
+        raise WrongError(f"{place.variable} is not set: {_UNSET} is what the package writes", _KEYGEN)
     if not place.variable.endswith("BASE64"):
         return place.text.encode(errors="surrogateescape")
-    text = place.text.strip(_BLANK).rstrip("=")
+    text = place.text.strip(BLANK).rstrip("=")
     try:
         return b64decode(text + "=" * (-len(text) % 4), validate=True)
     except (Base64Error, ValueError):
-        raise _WrongError(f"{place.variable} is not in base64, and fwknopd refuses it too", _KEYGEN) from None
+        raise WrongError(f"{place.variable} is not in base64, and fwknopd refuses it too", _KEYGEN) from None
 
 
 def _is_yes(text: str) -> bool:
-    return text.strip(_BLANK)[:1] in ("y", "Y")
+    return text.strip(BLANK)[:1] in ("y", "Y")
 
 
 def _check_yes(variable: str, text: str) -> None:
     if text.upper() not in ("Y", "N", "YES", "NO"):
-        raise _WrongError(f"{variable}: fwknopd takes {_shown(text)} for {'Y' if _is_yes(text) else 'N'}", "Y or N")
+        raise WrongError(f"{variable}: fwknopd takes {cited(text)} for {'Y' if _is_yes(text) else 'N'}", "Y or N")
 
 
 def _networks(variable: str, text: str) -> tuple[IPv4Network, ...]:
     """The networks of a list; none for ANY, which beside others means the same."""
     found = []
-    for word in (word.strip(_BLANK) for word in text.split(",")):
+    for word in (word.strip(BLANK) for word in text.split(",")):
         if word.upper() == "ANY":
             found.append(IPv4Network(0))
             continue
@@ -417,7 +401,7 @@ def _networks(variable: str, text: str) -> tuple[IPv4Network, ...]:
             found.append(IPv4Network(word, strict=False))
         except ValueError:
             hint = "192.0.2.0/24, 198.51.100.7 or ANY, with a comma between two"
-            raise _WrongError(f"{variable}: {_shown(word)} is no IPv4 network", hint) from None
+            raise WrongError(f"{variable}: {cited(word)} is no IPv4 network", hint) from None
     return () if any(network == IPv4Network(0) or not network.prefixlen for network in found) else tuple(found)
 
 
@@ -426,35 +410,35 @@ def _service(variable: str, word: str) -> Service:
     protocol, sign, port = word.partition("/")
     proto = PROTOCOLS.get(protocol.lower())
     if not sign or proto is None:
-        raise _WrongError(f"{variable}: {_shown(word)} is no service", "tcp/22, or udp/1194; a comma between two")
+        raise WrongError(f"{variable}: {cited(word)} is no service", "tcp/22, or udp/1194; a comma between two")
     try:
         return Service(proto, parse_port(port, port))
     except ValueError:
-        raise _WrongError(
-            f"{variable}: {_shown(port)} is no port (1-65535)", "each port by itself: tcp/22,tcp/23"
+        raise WrongError(
+            f"{variable}: {cited(port)} is no port (1-65535)", "each port by itself: tcp/22,tcp/23"
         ) from None
 
 
 def _seconds(variable: str, text: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
         hint = "a whole number of seconds, without a unit, and with nothing behind it"
-        raise _WrongError(f"{variable}: {_shown(text)} is no number of seconds", hint)
+        raise WrongError(f"{variable}: {cited(text)} is no number of seconds", hint)
     return int(text)
 
 
 def _check_user(place: _Place) -> None:
     name = place.text
-    if not (name.isascii() and name.isprintable() and len(name) <= _MAX_USER) or _NOT_IN_USERS.intersection(name):
-        raise _WrongError(
-            f"{place.variable}: no packet can have such a user: {_shown(name)}", "one name, as `id -un` says"
+    if fit_user(name) != name:
+        raise WrongError(
+            f"{place.variable}: no packet can have such a user: {cited(name)}", "one name, as `id -un` says"
         )
-    if name != name.strip(_BLANK):
-        raise _WrongError(f"{place.variable}: it ends in a blank, which counts for fwknopd", "delete the blank")
+    if name != name.strip(BLANK):
+        raise WrongError(f"{place.variable}: it ends in a blank, which counts for fwknopd", "delete the blank")
 
 
 def _name_of(line: str) -> str:
     """The variable of a line that is not blank."""
-    return _SPACE.split(line.lstrip(_BLANK), 1)[0].removesuffix(":")
+    return _SPACE.split(line.lstrip(BLANK), 1)[0].removesuffix(":")
 
 
 def _masked(raw: str) -> str:
@@ -502,8 +486,8 @@ def _check_keys(stanza: _Stanza) -> None:
     if "KEY" not in stanza.keys:
         stanza.refuse("GPG_DECRYPT_ID", "packets that are encrypted by GPG are not read", _KEYGEN)
     mode = stanza.said.get("ENCRYPTION_MODE")
-    if mode is not None and mode.text.strip(_BLANK).upper() != "CBC":
-        message = f"{_shown(mode.text.strip(_BLANK))}: packets in another mode than CBC are not read"
+    if mode is not None and mode.text.strip(BLANK).upper() != "CBC":
+        message = f"{cited(mode.text.strip(BLANK))}: packets in another mode than CBC are not read"
         stanza.refuse("ENCRYPTION_MODE", message, "delete it here, and -M or ENCRYPTION_MODE at the client")
     if "HMAC_KEY" not in stanza.keys:
         stanza.refuse("HMAC_KEY", "is missing, and a packet without an HMAC is not authenticated", _KEYGEN)
@@ -568,10 +552,10 @@ def read_listening(text: str, shown: str) -> Listening:
     """What fwknopd.conf says of where packets come in and how old they may be; all else in it is of no matter here."""
     said = {}
     for number, raw in enumerate(text.split("\n"), 1):
-        words = _SPACE.split(raw.strip(_BLANK), 1)
+        words = _SPACE.split(raw.strip(BLANK), 1)
         if len(words) == 2 and words[0][0] not in "#;":
             name = words[0].removesuffix(":")
-            said[name] = _Place(shown, number, name, words[1].partition(";")[0].strip(_BLANK))
+            said[name] = _Place(shown, number, name, words[1].partition(";")[0].strip(BLANK))
     left, told = [], list(_of_the_daemon(said))
     ports: tuple[str, ...] = _PORTS
     place = said.get("PCAP_FILTER")
@@ -583,12 +567,12 @@ def read_listening(text: str, shown: str) -> Listening:
         if found:
             ports = found
         else:
-            left.append(_finding(place, f"{_shown(place.text)} is not understood, and {_PORTS[0]} is written", _ADVICE))
+            left.append(_finding(place, f"{cited(place.text)} is not understood, and {_PORTS[0]} is written", _ADVICE))
     age = said.get("MAX_SPA_PACKET_AGE")
     number = int(age.text) if age and age.text.isascii() and age.text.isdigit() and len(age.text) <= _MAX_DIGITS else 0
     kept = min(max(number or _MAX_AGE, _LEAST_AGE), _OLDEST)
     if age is not None and kept != number:
-        left.append(_finding(age, f"{_shown(age.text)} cannot be kept, and {kept} s are written"))
+        left.append(_finding(age, f"{cited(age.text)} cannot be kept, and {kept} s are written"))
     return Listening(ports, kept, tuple(left), tuple(told))
 
 
@@ -642,31 +626,21 @@ def _written(stanzas: list[_Stanza], shown: str, listening: Listening) -> Import
     left = [finding for stanza in stanzas for finding in (*stanza.refused, *_not_kept(stanza))]
     told = [finding for stanza in kept for finding in _differences(stanza)]
     doors = _doors(kept)
-    lines = list(_head(shown, kept))
+    services = (service for stanza in kept for service in stanza.services)
+    lines = list(head("import-access", shown, services, "those let in"))
     for seconds, door in doors.items():
         lines += ["", *_door(door, seconds, [stanza for stanza in kept if stanza.timeout == seconds], listening)]
     for stanza in stanzas:
-        lines += ["", *(f"#| {_escaped(line.rstrip(_BLANK))}" for line in stanza.lines)]
+        lines += ["", *map(original, stanza.lines)]
         for finding in (*stanza.refused, *_not_kept(stanza)):
             what = "NOT CONVERTED" if stanza.refused else "NOT KEPT"
-            lines += _comment(f"{what}: {finding.message}" + (f" ({finding.hint})" if finding.hint else ""))
-        lines += [line for note in dict.fromkeys(stanza.notes) for line in _comment(note)]
+            lines += comment(f"{what}: {finding.message}" + (f" ({finding.hint})" if finding.hint else ""))
+        lines += [line for note in dict.fromkeys(stanza.notes) for line in comment(note)]
         if not stanza.refused:
             lines += _client(stanza, doors[stanza.timeout], listening)
     told += listening.told if kept else ()
     left += listening.left if kept else ()
-    return Imported("\n".join(lines) + "\n", len(kept), (), tuple(left), _summed(told))
-
-
-def _head(shown: str, kept: list[_Stanza]) -> Iterator[str]:
-    yield from _comment(f"Made by `logknock import-access` from {shown}, whose own lines stand behind `#|`.")
-    services = dict.fromkeys(service for stanza in kept for service in stanza.services)
-    if services:
-        yield from _comment(
-            f"Once its rules are loaded, logknock closes {', '.join(map(str, services))} to all but those let in,"
-            " before any other firewall sees a packet. What it lets pass still meets your own firewall, which must"
-            " accept it from everybody by then."
-        )
+    return Imported("\n".join(lines) + "\n", len(kept), (), tuple(left), summed(told))
 
 
 def _doors(kept: list[_Stanza]) -> dict[int, str]:
@@ -677,9 +651,9 @@ def _doors(kept: list[_Stanza]) -> dict[int, str]:
 
 def _door(name: str, seconds: int, clients: list[_Stanza], listening: Listening) -> Iterator[str]:
     yield f"[doors.{name}]"
-    yield f"opens = {_list(dict.fromkeys(service for stanza in clients for service in stanza.services))}"
-    yield "spa = {}" if listening.ports == _PORTS else f"spa = {{ports = {_list(listening.ports)}}}"
-    yield f"timeout = {_quote(f'{seconds}s')}"
+    yield f"opens = {toml_list(dict.fromkeys(service for stanza in clients for service in stanza.services))}"
+    yield "spa = {}" if listening.ports == _PORTS else f"spa = {{ports = {toml_list(listening.ports)}}}"
+    yield f"timeout = {toml_string(f'{seconds}s')}"
 
 
 def _client(stanza: _Stanza, door: str, listening: Listening) -> Iterator[str]:
@@ -687,60 +661,16 @@ def _client(stanza: _Stanza, door: str, listening: Listening) -> Iterator[str]:
     for name, key in (("key", stanza.keys["KEY"]), ("hmac_key", stanza.keys["HMAC_KEY"])):
         text = key.decode("ascii", "replace")
         if stanza.said[name.upper()].variable.endswith("BASE64") or not (text.isascii() and text.isprintable()):
-            yield f"{name}_base64 = {_quote(b64encode(key).decode())}"
+            yield f"{name}_base64 = {toml_string(b64encode(key).decode())}"
         else:
-            yield f"{name} = {_quote(text)}"
+            yield f"{name} = {toml_string(text)}"
     if "HMAC_DIGEST_TYPE" in stanza.said:
-        yield f"hmac = {_quote(stanza.said['HMAC_DIGEST_TYPE'].text.strip(_BLANK).lower())}"
-    yield f"allow = {_list(stanza.services)}"
+        yield f"hmac = {toml_string(stanza.said['HMAC_DIGEST_TYPE'].text.strip(BLANK).lower())}"
+    yield f"allow = {toml_list(stanza.services)}"
     yield f"require_source = {json.dumps(stanza.is_set('REQUIRE_SOURCE_ADDRESS'))}"
-    yield f"max_age = {_quote(f'{listening.max_age}s')}"
-    yield f"max_timeout = {_quote(f'{stanza.most}s')}"
+    yield f"max_age = {toml_string(f'{listening.max_age}s')}"
+    yield f"max_timeout = {toml_string(f'{stanza.most}s')}"
     if "REQUIRE_USERNAME" in stanza.said:
-        yield f"user = {_quote(stanza.said['REQUIRE_USERNAME'].text)}"
+        yield f"user = {toml_string(stanza.said['REQUIRE_USERNAME'].text)}"
     if stanza.sources:
-        yield f"source = {_list(stanza.sources)}"
-
-
-def _summed(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Each message once, where it first holds, and how often."""
-    more = Counter(finding.message for finding in findings)
-    first = {finding.message: finding for finding in reversed(findings)}
-    return tuple(
-        finding._replace(message=f"{text} ({more[text] - 1} more like it)") if more[text] > 1 else finding
-        for text, finding in reversed(first.items())
-    )
-
-
-def _quote(text: str) -> str:
-    """The text, which is printable ASCII, as a string of TOML."""
-    return json.dumps(text)
-
-
-def _list(values: Iterable[object]) -> str:
-    return f"[{', '.join(_quote(str(value)) for value in values)}]"
-
-
-def _comment(text: str) -> Iterator[str]:
-    for line in textwrap.wrap(_escaped(text), _WIDTH, break_long_words=False, break_on_hyphens=False):
-        yield f"# {line}"
-
-
-def _shown(text: str) -> str:
-    """The text in quotes, or its beginning."""
-    return f"'{_short(text)}'"
-
-
-def _short(text: str) -> str:
-    return _escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
-
-
-def _escaped(text: str) -> str:
-    """The text as a comment may hold it: tabs stay, and what was no UTF-8 is shown as its bytes."""
-    return "".join(c if c.isprintable() or c == "\t" else _code(c) for c in text)
-
-
-def _code(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
+        yield f"source = {toml_list(stanza.sources)}"

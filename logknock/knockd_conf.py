@@ -9,13 +9,14 @@ error: what a door does not keep is left to do by hand; what holds for all doors
 """
 
 import re
-import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from ipaddress import ip_address
 from typing import NamedTuple
 
+from .config_values import WrongError
+from .imported import BLANK, cited, comment, head, original, shortened, summed, toml_list, toml_string
 from .knock import MAX_SEQUENCE, Service, parse_port
 from .knockd_commands import Action, CannotSayError, Lookup, Rule, understand
 from .packet import PROTOCOLS, TCP
@@ -49,9 +50,6 @@ _DOOR_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 _MAX_NAME = 50
 _NOT_IN_NAMES = re.compile(r"[^A-Za-z0-9._-]+")
 
-_BLANK = " \t\n\v\f\r"  # C's isspace()
-_WIDTH = 116
-_MAX_SHOWN = 60
 _MAX_NAMED = 8  # how many doors a comment lists, so that it stays readable
 
 _KEYS = {
@@ -141,7 +139,7 @@ class _Section:
     @property
     def shown(self) -> str:
         """The title as a message has it."""
-        return _short(self.title)
+        return shortened(self.title)
 
     @property
     def is_door(self) -> bool:
@@ -153,7 +151,7 @@ def _sections(text: str, errors: list[Finding]) -> list[_Section]:
     here = _Section("", 0)
     sections = [here]
     for number, raw in enumerate(text.split("\n"), 1):
-        line = raw.strip(_BLANK)
+        line = raw.strip(BLANK)
         if len(raw.encode(errors="surrogateescape")) > MAX_LINE:
             message = f"a line of more than {MAX_LINE} bytes, which knockd takes for several"
             errors.append(Finding(number, here.shown, message, "make it shorter"))
@@ -167,12 +165,12 @@ def _sections(text: str, errors: list[Finding]) -> list[_Section]:
             if not here.title:
                 errors.append(Finding(number, "", "a section has no name", "[openSSH]"))
         if line:
-            here.lines.append(_Line(number, raw.rstrip(_BLANK)))
+            here.lines.append(_Line(number, raw.rstrip(BLANK)))
         if line and line[0] != "#" and here.line != number:
             try:
                 _directive(here, _Line(number, line))
-            except _WrongError as error:
-                errors.append(Finding(number, here.shown, error.message, error.hint))
+            except WrongError as error:
+                errors.append(Finding(number, here.shown, str(error), error.hint))
     errors.extend(
         Finding(section.line, section.shown, "has no sequence", "knockd refuses it too: sequence = 7000,8000,9000")
         for section in sections
@@ -182,25 +180,16 @@ def _sections(text: str, errors: list[Finding]) -> list[_Section]:
     return sections
 
 
-class _WrongError(Exception):
-    """What is wrong with a line, and what to write instead."""
-
-    def __init__(self, message: str, hint: str = "") -> None:
-        super().__init__(message)
-        self.message = message
-        self.hint = hint
-
-
 def _directive(section: _Section, line: _Line) -> None:
-    """Take in one `key = value`; raises _WrongError."""
-    written, sign, value = (part.strip(_BLANK) for part in line.text.partition("="))
+    """Take in one `key = value`; raises WrongError."""
+    written, sign, value = (part.strip(BLANK) for part in line.text.partition("="))
     key = written.upper() if written.isascii() else written
     if not section.line:
-        raise _WrongError("this stands before any section", "begin with [options], or with a door's [name]")
+        raise WrongError("this stands before any section", "begin with [options], or with a door's [name]")
     if not sign:
         if key != "USESYSLOG":
             hint = "a comment begins with #" if line.text[0] == ";" else "write key = value"
-            raise _WrongError(f"{_shown(line.text)} has no =", hint)
+            raise WrongError(f"{cited(line.text)} has no =", hint)
         section.said.append(_SYSLOG)
         return
     if not section.is_door:
@@ -214,12 +203,12 @@ def _directive(section: _Section, line: _Line) -> None:
                 if key == "USESYSLOG"
                 else "known here: UseSyslog, LogFile, PidFile, Interface"
             )
-            raise _WrongError(f"{_shown(written)} is no key of [options]", hint)
+            raise WrongError(f"{cited(written)} is no key of [options]", hint)
         section.said.append(_OPTIONS[key])
         return
     if key not in _KEYS:
         known = ", ".join(dict.fromkeys(_KEYS.values()))
-        raise _WrongError(f"{_shown(written)} is no key of a door", f"known here: {known}")
+        raise WrongError(f"{cited(written)} is no key of a door", f"known here: {known}")
     name = _KEYS[key]
     section.written.add(name)
     _check_value(section, name, value)
@@ -236,32 +225,32 @@ def _check_value(section: _Section, key: str, value: str) -> None:
     elif key == "tcpflags":
         section.flags |= _tcp_flags(value)
     elif key in ("one_time_sequences", "target") and not value:
-        raise _WrongError(f"{key} is empty", "write it, or delete the line")
+        raise WrongError(f"{key} is empty", "write it, or delete the line")
 
 
 def _sequence(value: str) -> tuple[Service, ...]:
     entries = value.split(",")
     if len(entries) > MAX_SEQUENCE:
-        raise _WrongError(f"{len(entries)} knocks, and {MAX_SEQUENCE} are the most")
-    return tuple(_knock(entry.strip(_BLANK)) for entry in entries)
+        raise WrongError(f"{len(entries)} knocks, and {MAX_SEQUENCE} are the most")
+    return tuple(_knock(entry.strip(BLANK)) for entry in entries)
 
 
 def _knock(entry: str) -> Service:
     """`7000`, `7000:tcp` or `7000:UDP`. knockd reads a port with atoi(), which takes anything for a number."""
-    port, sign, protocol = (part.strip(_BLANK) for part in entry.partition(":"))
+    port, sign, protocol = (part.strip(BLANK) for part in entry.partition(":"))
     if not port:
-        raise _WrongError(
+        raise WrongError(
             "an entry of the sequence is empty, and knockd takes it for port 0", "is there a comma too much?"
         )
     proto = PROTOCOLS.get(protocol.lower() if sign and protocol.isascii() else "" if sign else "tcp")
     if proto is None:
-        raise _WrongError(f"{_shown(entry)}: {_shown(protocol)} is no protocol", "tcp or udp")
+        raise WrongError(f"{cited(entry)}: {cited(protocol)} is no protocol", "tcp or udp")
     try:
         return Service(proto, parse_port(port, port))
     except ValueError:
         meant = _atoi(port)
         taken = f", and knockd takes it for port {meant % 65_536}" if meant <= 65_535 else ""
-        raise _WrongError(f"{_shown(port)} is no port (1-65535){taken}", "7000, or 7000:udp") from None
+        raise WrongError(f"{cited(port)} is no port (1-65535){taken}", "7000, or 7000:udp") from None
 
 
 def _atoi(text: str) -> int:
@@ -274,9 +263,9 @@ def _seconds(value: str, *, may_be_none: bool) -> int:
     if not (value.isascii() and value.isdigit() and len(value) <= _MAX_DIGITS):
         taken = f": knockd takes it for {_atoi(value)}" if len(value) <= _MAX_DIGITS else ""
         hint = "a whole number, without a unit, and with nothing behind it"
-        raise _WrongError(f"{_shown(value)} is no number of seconds{taken}", hint)
+        raise WrongError(f"{cited(value)} is no number of seconds{taken}", hint)
     if not (int(value) or may_be_none):
-        raise _WrongError("no time is left for a sequence", "a number of seconds, 1 or more")
+        raise WrongError("no time is left for a sequence", "a number of seconds, 1 or more")
     return int(value)
 
 
@@ -285,19 +274,10 @@ def _tcp_flags(value: str) -> dict[str, bool]:
     for word in value.split(","):
         name = word.removeprefix("!").lower()
         if not word.isascii() or name not in _FLAGS:
-            hint = "no blank beside the comma" if name.strip(_BLANK) in _FLAGS else f"the flags are {', '.join(_FLAGS)}"
-            raise _WrongError(f"{_shown(word)} is no TCP flag", hint)
+            hint = "no blank beside the comma" if name.strip(BLANK) in _FLAGS else f"the flags are {', '.join(_FLAGS)}"
+            raise WrongError(f"{cited(word)} is no TCP flag", hint)
         flags[name] = not word.startswith("!")
     return flags
-
-
-def _shown(text: str) -> str:
-    """The text in quotes, or its beginning."""
-    return f"'{_short(text)}'"
-
-
-def _short(text: str) -> str:
-    return _escaped(text if len(text) <= _MAX_SHOWN else f"{text[:_MAX_SHOWN]}...")
 
 
 def _name(sections: list[_Section]) -> None:
@@ -382,15 +362,15 @@ def _listens(draft: _Draft) -> _Draft:
             raise _KeptError(path.number, "it has a sequence and one_time_sequences, and a door has one of them")
         if path.text[0] != "/" or not path.text.isprintable():
             raise _KeptError(path.number, "one_time_sequences: this is no absolute path", "begin it with /")
-        keys["onetime"] = _list([path.text])
+        keys["onetime"] = toml_list([path.text])
         notes.append(
             "onetime: used lines begin with #, and stay comments; the file is not written to any more (which sequences"
             " are used stands in the state directory), and only root may be able to read it."
         )
     else:
-        keys["sequence"] = _list(section.sequence)
+        keys["sequence"] = toml_list(section.sequence)
     if target := values.get("target"):
-        keys["target"] = _list([_address(target)])
+        keys["target"] = toml_list([_address(target)])
         notes.append("target: it must be an address of this host: what is forwarded is no knock.")
     seconds = int(values["seq_timeout"].text) if "seq_timeout" in values else _SEQ_TIMEOUT
     if seconds > _MAX_SEQ_TIMEOUT:
@@ -398,12 +378,12 @@ def _listens(draft: _Draft) -> _Draft:
         raise _KeptError(values["seq_timeout"].number, f"seq_timeout: {seconds} s are too long", hint)
     if "seq_timeout" not in values:
         notes.append(f"seq_timeout: {_SEQ_TIMEOUT} s, knockd's default; ours is shorter.")
-    keys["seq_timeout"] = _quote(_duration(seconds))
+    keys["seq_timeout"] = toml_string(_duration(seconds))
     if path or any(knock.proto == TCP for knock in section.sequence):
         flags, said = _flags(section.flags)
         notes.append(said)
         if section.flags:
-            keys["tcp_flags"] = _quote(flags)
+            keys["tcp_flags"] = toml_string(flags)
     return replace(draft, keys=keys, notes=tuple(note for note in notes if note))
 
 
@@ -411,7 +391,7 @@ def _address(target: _Line) -> str:
     try:
         address = ip_address(target.text)
     except ValueError:
-        raise _KeptError(target.number, f"target: {_shown(target.text)} is no address", "write the address") from None
+        raise _KeptError(target.number, f"target: {cited(target.text)} is no address", "write the address") from None
     if "%" in target.text:
         raise _KeptError(
             target.number, "target: an address with a zone", "write the address without what begins with %"
@@ -502,11 +482,11 @@ def _programs(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
         ("on_close", stop.line, *closes),
     ):
         if four:
-            keys[key] = _list(four)
+            keys[key] = toml_list(four)
         if six != four:
-            keys[f"{key}_6"] = _list(six)
+            keys[f"{key}_6"] = toml_list(six)
         for argv in dict.fromkeys(filter(None, (four, six))):
-            message = f"{_shown(' '.join(argv))} runs without privileges and without a shell: does it need root?"
+            message = f"{cited(' '.join(argv))} runs without privileges and without a shell: does it need root?"
             told += (Finding(line, draft.section.shown, message),)
     return replace(draft, keys=keys, told=told)
 
@@ -519,12 +499,12 @@ def _runs(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
     draft = _programs(draft, start, stop)
     closes = (start.four and stop.four) or (start.six and stop.six)
     lasts, notes = _timeout(draft.section, closes=bool(closes))
-    return _at_once(draft) if not lasts else _noted(draft, *notes, timeout=_quote(lasts))
+    return _at_once(draft) if not lasts else _noted(draft, *notes, timeout=toml_string(lasts))
 
 
 def _at_once(draft: _Draft) -> _Draft:
     note = f"timeout: nothing is to be closed; {_AT_ONCE}, so that each knock runs the command."
-    return _noted(draft, note, timeout=_quote(_AT_ONCE))
+    return _noted(draft, note, timeout=toml_string(_AT_ONCE))
 
 
 def _noted(draft: _Draft, *notes: str, **keys: str) -> _Draft:
@@ -559,7 +539,7 @@ def _opens(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
         left[message, "add to opens what else is to be opened"] = None
     if services and sets:
         raise _KeptError(start.line, "it accepts some and fills a set too", "write two doors of the same sequence")
-    keys = {"opens": _list(services)} if services else {"sets": _list(sets)}
+    keys = {"opens": toml_list(services)} if services else {"sets": toml_list(sets)}
     draft = _programs(replace(draft, keys=draft.keys | keys), start, stop)
     lasts, notes = _open_time(section, rules, closes=bool(stop.four or stop.six))
     if start.four.argv or start.six.argv:
@@ -569,8 +549,9 @@ def _opens(draft: _Draft, start: _Both, stop: _Both) -> _Draft:
         other = "IPv6" if families == {4} else "IPv4"
         message = f"{other} knockers get in too: knockd's command failed for their addresses"
         told += (Finding(start.line, section.shown, message),)
+    notes = (*dict.fromkeys(note for rule in rules for note in rule.notes), *notes)
     return replace(
-        _noted(draft, *dict.fromkeys(note for rule in rules for note in rule.notes), *notes, timeout=_quote(lasts)),
+        _noted(draft, *notes, timeout=toml_string(lasts)),
         opens=services,
         opened=start.same,
         left=tuple(Finding(start.line, section.shown, *pair) for pair in left),
@@ -641,7 +622,7 @@ def _unguarded(draft: _Draft, guards: dict[Service, str]) -> _Draft:
         for knock in draft.section.sequence:
             if knock in guards:
                 line = draft.section.values["sequence"].number
-                message = f"it knocks on {knock}, which {_shown(guards[knock])} opens: a packet to it is no knock here"
+                message = f"it knocks on {knock}, which {cited(guards[knock])} opens: a packet to it is no knock here"
                 return _keep(draft, line, message, "knock on a port that no door opens")
     return draft
 
@@ -655,14 +636,14 @@ def _closing(draft: _Draft, openers: dict[tuple[object, ...], list[_Draft]]) -> 
     first = draft.section.values.get("start_command") or draft.section.values["start_command_6"]
     for opener in those:
         if not any(there <= closed for there in opener.opened):
-            message = f"it closes a part of what {_shown(opener.section.title)} opens, and a door closes as a whole"
+            message = f"it closes a part of what {cited(opener.section.title)} opens, and a door closes as a whole"
             return _keep(draft, first.number, message, "is all of it to be closed? name the door in closes")
     covered = {rule for opener in those for there in opener.opened for rule in there}
     if not names or not (draft.closed[0] <= covered or draft.closed[1] <= covered):
         hint = "is there an opening door of the same rule, and could it be converted?"
         return _keep(draft, first.number, "no door here opens just what it closes", hint)
     note = f"closes: what it deletes is what {', '.join(names[:_MAX_NAMED])} opens."
-    return _noted(draft, note, closes=_list(names))
+    return _noted(draft, note, closes=toml_list(names))
 
 
 # ---- TOML
@@ -678,56 +659,13 @@ def _duration(seconds: int) -> str:
     return "".join(parts)
 
 
-_IN_QUOTES = {'"': '\\"', "\\": "\\\\"}
-
-
-def _quote(text: str) -> str:
-    """The text as a string of TOML."""
-    return '"' + "".join(_IN_QUOTES.get(c) or (c if c.isprintable() else f"\\U{ord(c):08X}") for c in text) + '"'
-
-
-def _list(values: Iterable[object]) -> str:
-    return f"[{', '.join(_quote(str(value)) for value in values)}]"
-
-
-def _escaped(text: str) -> str:
-    """The text as a comment may hold it: tabs stay, and what was no UTF-8 is shown as its bytes."""
-    return "".join(c if c.isprintable() or c == "\t" else _code(c) for c in text)
-
-
-def _code(char: str) -> str:
-    if "\udc80" <= char <= "\udcff":
-        return f"\\x{ord(char) - 0xDC00:02x}"
-    return char.encode("unicode_escape").decode()
-
-
-def original(text: str) -> str:
-    """A line of the original as it stands in a comment of ours."""
-    return f"#| {_escaped(text.rstrip(_BLANK))}"
-
-
-def _comment(text: str) -> Iterator[str]:
-    for line in textwrap.wrap(_escaped(text), _WIDTH, break_long_words=False, break_on_hyphens=False):
-        yield f"# {line}"
-
-
-def _head(shown: str, drafts: list[_Draft]) -> Iterator[str]:
-    yield from _comment(f"Made by `logknock import-knockd` from {shown}, whose own lines stand behind `#|`.")
-    services = dict.fromkeys(service for draft in drafts for service in draft.opens)
-    if services:
-        named = ", ".join(map(str, services))
-        yield from _comment(
-            f"Once its rules are loaded, logknock closes {named} to all but knockers, before any other firewall sees a"
-            " packet. What it lets pass still meets your own firewall, which must accept it from everybody by then."
-        )
-
-
 def _written(sections: list[_Section], drafts: list[_Draft], shown: str) -> Imported:
     by_line = {draft.section.line: draft for draft in drafts}
     left = [finding for draft in drafts for finding in (draft.kept, *draft.left) if finding]
     told = [finding for section in sections for finding in section.told]
     told += [finding for draft in drafts for finding in draft.told]
-    lines = list(_head(shown, drafts))
+    services = (service for draft in drafts for service in draft.opens)
+    lines = list(head("import-knockd", shown, services, "knockers"))
     for section in sections:
         if section.lines:
             lines += ["", *(original(line.text) for line in section.lines)]
@@ -735,30 +673,20 @@ def _written(sections: list[_Section], drafts: list[_Draft], shown: str) -> Impo
             lines += _door(draft)
         else:
             said = (*section.said, *(f"{finding.message}." for finding in section.told))
-            lines += [line for text in dict.fromkeys(said) for line in _comment(text)]
+            lines += [line for text in dict.fromkeys(said) for line in comment(text)]
     written = sum(draft.kept is None for draft in drafts)
-    return Imported("\n".join(lines) + "\n", written, (), tuple(left), _summed(told))
-
-
-def _summed(findings: list[Finding]) -> tuple[Finding, ...]:
-    """Each message once, where it first holds, and how often."""
-    more = Counter(finding.message for finding in findings)
-    first = {finding.message: finding for finding in reversed(findings)}
-    return tuple(
-        finding._replace(message=f"{text} ({more[text] - 1} more like it)") if more[text] > 1 else finding
-        for text, finding in sorted(first.items(), key=lambda item: item[1])
-    )
+    return Imported("\n".join(lines) + "\n", written, (), tuple(left), tuple(sorted(summed(told))))
 
 
 def _door(draft: _Draft) -> Iterator[str]:
     what = "NOT CONVERTED" if draft.kept else "LEFT TO YOU"
     for finding in [draft.kept] if draft.kept else draft.left:
         hint = f" ({finding.hint})" if finding.hint else ""
-        yield from _comment(f"{what}: line {finding.line}: {finding.message}{hint}")
+        yield from comment(f"{what}: line {finding.line}: {finding.message}{hint}")
     if draft.kept is None:
         for note in (*draft.notes, *(finding.message for finding in draft.told)):
-            yield from _comment(note if note[-1] in ".?" else f"{note}.")
+            yield from comment(note if note[-1] in ".?" else f"{note}.")
         name = draft.section.name
-        yield f"[doors.{_quote(name) if '.' in name else name}]"
+        yield f"[doors.{toml_string(name) if '.' in name else name}]"
         for key, value in draft.keys.items():
             yield f"{key} = {value}"

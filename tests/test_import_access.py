@@ -121,7 +121,23 @@ def test_fwknopd_s_own_configuration_says_where_packets_come_in_unless_the_comma
     assert 'spa = {ports = ["10000-65535/udp"]}' in done.stdout
     assert f"note: {tmp_path}/fwknopd.conf:2: ENABLE_TCP_SERVER: nothing listens for connections" in done.stderr
     assert 'spa = {ports = ["4711/udp", "icmp"]}' in run(path, "--port", "4711/udp", "--port", "icmp").stdout
-    assert run(path, "--port", "nonsense").returncode == USAGE
+
+
+@pytest.mark.parametrize("ports", ["nonsense", "99999/udp", "0/udp", "70000-80000/udp", "20-10/udp", "62201", ""])
+def test_ports_that_there_are_not_are_a_mistake_of_the_call(ports: str, tmp_path: Path) -> None:
+    done = run(conf(tmp_path), "--port", ports)
+    assert (done.returncode, done.stdout, "Traceback" in done.stderr) == (USAGE, "", False)
+    assert "Error: Invalid value for --port: " in done.stderr
+
+
+def test_ports_that_are_named_again_are_written_once(tmp_path: Path) -> None:
+    """The configuration has each of them once; which of two ranges is meant is for who calls to say."""
+    path = conf(tmp_path)
+    twice = ("--port", "7/udp", "--port", "icmp", "--port", "7/udp", "--port", "icmp", "--port", "7/tcp")
+    assert 'spa = {ports = ["7/udp", "icmp", "7/tcp"]}' in run(path, *twice).stdout
+    done = run(path, "--port", "5-9/udp", "--port", "7/udp")
+    assert (done.returncode, done.stdout) == (USAGE, "")
+    assert "Invalid value for --port: 5-9/udp and 7/udp have ports in common" in done.stderr
 
 
 def test_a_file_that_is_there_is_not_overwritten(tmp_path: Path) -> None:

@@ -8,9 +8,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from logknock.config import load
+from logknock.imported import original
 from logknock.knock import Service
 from logknock.knockd_commands import CannotSayError, understand
-from logknock.knockd_conf import MAX_LINE, Finding, Imported, convert, original
+from logknock.knockd_conf import MAX_LINE, Finding, Imported, convert
 
 from .config_files import write
 from .netns import Host

@@ -154,6 +154,7 @@ def test_t18_a_packet_that_the_daemon_has_seen_is_said_to_be_one(folder: Path) -
     store = open_store(folder / "state")
     assert isinstance(store, SQLiteStore)
     from logknock.config import load
+    from logknock.gate import authentic
     from logknock.spa import Opened, unwrap
 
     found = unwrap((folder / "packet").read_bytes().strip(), load(folder / "logknock.toml").spa_keys)
@@ -161,7 +162,7 @@ def test_t18_a_packet_that_the_daemon_has_seen_is_said_to_be_one(folder: Path) -
     try:
         for _ in range(2):
             assert run(folder, folder / "packet").returncode == 0
-        assert store.see(found.identity, found.message.timestamp, "vpn", "laptop", bytes(4), time.time())
+        assert store.see(authentic(found), bytes(4), time.time())
         done = run(folder, folder / "packet")
         assert (done.returncode, "first time  refused" in done.stdout) == (FAILURE, True)
     finally:
@@ -192,6 +193,19 @@ def test_what_is_no_packet_is_refused_by_its_shape_or_by_nobody_s_key(folder: Pa
     done = run(folder, stdin=data)
     assert (done.returncode, "Traceback" in done.stderr) == (FAILURE, False)
     assert "refused" in done.stdout
+
+
+def test_a_file_that_is_not_there_or_no_file_says_which_one_to_name(folder: Path) -> None:
+    """Exit code 69 is for the library alone."""
+    hint = "hint: name the file that `fwknop --save-packet` wrote, or write - and give the packet on standard input"
+    for path, why in (
+        (folder / "gone", "cannot be read: No such file or directory"),
+        (folder, "cannot be read: Is a directory"),
+        (Path("/dev/null"), "is no regular file"),
+    ):
+        done = run(folder, path)
+        assert (done.returncode, done.stdout) == (FAILURE, "")
+        assert done.stderr.splitlines() == [f"logknock: {path}: {why}", hint]
 
 
 def test_what_cannot_be_a_packet_or_asked_about_says_so(folder: Path) -> None:

@@ -9,9 +9,11 @@ import click
 
 from ..access_conf import MAX_BYTES, Finding, Listening, UnreadError, convert, read_listening
 from ..config import ConfigError, Problem
-from ..config_values import WrongError, port_range
+from ..config_values import PortRange, port_range
 from ..errors import FAILURE, LogknockError, printable
-from .converting import DASH, PATH, read_original, write_new
+from .converting import DASH, PATH, configuration_of, hand_out, output_option, read_original, tell
+
+_CONFIGURATION = configuration_of("fwknopd", "import-access")
 
 # The largest folder that is listed: more is no folder of keys.
 _MAX_LISTED = 1_000
@@ -22,13 +24,7 @@ _READ = {stat.S_IRGRP: "its group", stat.S_IROTH: "everybody"}
 
 @click.command("import-access", epilog="Example: logknock import-access -o /etc/logknock/conf.d/fwknop.toml")
 @click.argument("file", type=PATH, default=Path("/etc/fwknop/access.conf"))
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    metavar="TOML",
-    help="Write it to this file, which must not exist yet; without this it goes to standard output, keys and all.",
-)
+@output_option(", keys and all")
 @click.option(
     "--port",
     "ports",
@@ -45,6 +41,7 @@ def import_access(file: Path, output: Path | None, ports: tuple[str, ...]) -> in
     converted, and notes say what differs; 1: something is left to do by hand; 78: FILE has errors, and nothing is
     written; 69: it is not there; 77: it cannot be read for lack of permission.
     """
+    ports = tuple(dict.fromkeys(ports))
     _check_ports(ports)
     files = _Files()
     text = files.text(file)
@@ -52,30 +49,29 @@ def import_access(file: Path, output: Path | None, ports: tuple[str, ...]) -> in
     imported = convert(text, str(file), files, listening)
     if imported.errors or files.errors:
         raise ConfigError(tuple(map(_problem, (*files.errors, *imported.errors))))
-    if output is None or output == DASH:
-        click.echo(imported.toml, nl=False)
-    else:
-        write_new(output, imported.toml)
-    for findings, prefix in (((*imported.told, *files.told), "logknock: note: "), (imported.left, "logknock: ")):
-        for finding in findings:
-            for line in _problem(finding).report(prefix):
-                click.echo(line, err=True)
+    made = hand_out(imported.toml, output)
+    tell(map(_problem, (*imported.told, *files.told)), map(_problem, imported.left))
     if not imported.clients:
         click.echo(f"logknock: {printable(str(file))}: no stanza could be converted, so no door is written", err=True)
-    if output is not None and output != DASH:
+    if made is not None:
         count = f"{imported.clients} client" + ("" if imported.clients == 1 else "s")
-        next_step = "logknock check" + ("" if output.parent.name == "conf.d" else f" -c {quote(str(output))}")
-        click.echo(f"{printable(str(output))}: {count}; next: {printable(next_step)}")
+        next_step = "logknock check" + ("" if made.parent.name == "conf.d" else f" -c {quote(str(made))}")
+        click.echo(f"{printable(str(made))}: {count}; next: {printable(next_step)}")
     return FAILURE if imported.left or not imported.clients else 0
 
 
 def _check_ports(ports: tuple[str, ...]) -> None:
+    taken: dict[str, PortRange] = {}
     for each in ports:
-        if each != "icmp":
-            try:
-                port_range(each)
-            except WrongError as error:
-                raise click.BadParameter(f"{error}", param_hint="--port") from None
+        if each == "icmp":
+            continue
+        try:
+            proto, first, last = taken[each] = port_range(each)
+        except ValueError as error:
+            raise click.BadParameter(str(error), param_hint="--port") from None
+        for other, found in taken.items():
+            if other != each and found.proto == proto and found.first <= last and first <= found.last:
+                raise click.BadParameter(f"{other} and {each} have ports in common", param_hint="--port")
 
 
 def _listening(file: Path, ports: tuple[str, ...], files: "_Files") -> Listening:
@@ -84,7 +80,7 @@ def _listening(file: Path, ports: tuple[str, ...], files: "_Files") -> Listening
     found = Listening()
     if file != DASH and beside.exists():
         found = read_listening(
-            read_original(beside, "fwknopd", "import-access", MAX_BYTES).data.decode(errors="replace"), str(beside)
+            read_original(beside, _CONFIGURATION, MAX_BYTES).data.decode(errors="replace"), str(beside)
         )
     if not ports:
         return found
@@ -105,7 +101,7 @@ class _Files:
 
     def text(self, path: Path) -> str:
         """The text of the file that was named. Raises LogknockError."""
-        original = read_original(path, "fwknopd", "import-access", MAX_BYTES)
+        original = read_original(path, _CONFIGURATION, MAX_BYTES)
         if original.status is not None:
             self._look(path, original.status)
         return original.data.decode(errors="surrogateescape")

@@ -9,7 +9,7 @@ import click
 from ..config import ConfigError, Problem
 from ..errors import FAILURE, printable
 from ..knockd_conf import MAX_BYTES, Finding, convert
-from .converting import DASH, PATH, read_original, write_new
+from .converting import PATH, configuration_of, hand_out, output_option, read_original, tell
 
 # Where knockd's shell looks for programs: systemd's default for services, without what belongs to nobody's package.
 _PROGRAMS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
@@ -17,13 +17,7 @@ _PROGRAMS = ("/usr/sbin", "/usr/bin", "/sbin", "/bin")
 
 @click.command("import-knockd", epilog="Example: logknock import-knockd -o /etc/logknock/logknock.toml")
 @click.argument("file", type=PATH, default=Path("/etc/knockd.conf"))
-@click.option(
-    "-o",
-    "--output",
-    type=PATH,
-    metavar="TOML",
-    help="Write it to this file, which must not exist yet; without this it goes to standard output.",
-)
+@output_option()
 def import_knockd(file: Path, output: Path | None) -> int:
     """Write what a knockd.conf says as a configuration of logknock.
 
@@ -33,25 +27,17 @@ def import_knockd(file: Path, output: Path | None) -> int:
     doors of a kind; 1: something is left to do by hand; 78: FILE has errors, and nothing is written; 69: it is not
     there; 77: it cannot be read for lack of permission.
     """
-    original = read_original(file, "knockd", "import-knockd", MAX_BYTES)
+    original = read_original(file, configuration_of("knockd", "import-knockd"), MAX_BYTES)
     imported = convert(original.data.decode(errors="surrogateescape"), str(file), _find_program)
     if imported.errors:
         raise ConfigError(tuple(_problem(file, finding) for finding in imported.errors))
-    if output == DASH:
-        output = None
-    if output is None:
-        click.echo(imported.toml, nl=False)
-    else:
-        write_new(output, imported.toml)
-    for findings, prefix in ((imported.told, "logknock: note: "), (imported.left, "logknock: ")):
-        for finding in findings:
-            for line in _problem(file, finding).report(prefix):
-                click.echo(line, err=True)
+    made = hand_out(imported.toml, output)
+    tell((_problem(file, finding) for finding in imported.told), (_problem(file, finding) for finding in imported.left))
     if not imported.doors:
         click.echo(f"logknock: {printable(str(file))}: no door could be converted, so `check` will not pass", err=True)
-    if output is not None:
+    if made is not None:
         count = f"{imported.doors} door" + ("" if imported.doors == 1 else "s")
-        click.echo(f"{printable(str(output))}: {count}; next: logknock check -c {printable(quote(str(output)))}")
+        click.echo(f"{printable(str(made))}: {count}; next: logknock check -c {printable(quote(str(made)))}")
     return FAILURE if imported.left or not imported.doors else 0
 
 

@@ -20,10 +20,13 @@ from ..spa import ANY_SOURCE, MIN_PAYLOAD
 from ..spa_checks import Examined, Seen, examine
 from ..store import StoreError, read_only
 from . import config_option
-from .converting import DASH, PATH, read_original
+from .converting import DASH, PATH, Sought, read_original
 
 # In hex with a blank between any two bytes a packet takes three times its size; much more is no packet.
 _MAX_READ = 1 << 14
+
+_SAVED = "name the file that `fwknop --save-packet` wrote, or write - and give the packet on standard input"
+_PACKET = Sought("packet of fwknop", _SAVED, _SAVED, FAILURE)
 
 # What a packet begins with (docs/reference/spa.md).
 _FIRST = (b"8", b"9", b"+", b"/")
@@ -46,14 +49,14 @@ def spa_test(config_path: Path, file: Path, source: str | None, moment: str | No
     """Say what the daemon would make of an SPA packet, check by check. Nothing opens, and nothing is recorded.
 
     FILE holds the packet's payload as it is (`fwknop --save-packet`), in hex or in base64; - is standard input, and so
-    is no FILE. Exit code 0: it would open; 1: it is refused; 69: what decrypts packets is not installed; 78: the
-    configuration is wrong.
+    is no FILE. Exit code 0: it would open; 1: it is refused, or FILE cannot be read; 69: what decrypts packets is not
+    installed; 78: the configuration is wrong.
     """
     src, wall = _address(source), _time(moment)
     config = load(config_path)
     if not config.spa_keys:
         raise LogknockError("no SPA door has a client", "`logknock keygen DOOR CLIENT` makes one")
-    payload = _payload(read_original(file, "fwknop", "spa-test", _MAX_READ, "packet").data)
+    payload = _payload(read_original(file, _PACKET, _MAX_READ).data)
     with _seen(config) as seen:
         examined = examine(payload, config.spa_keys, src, wall, seen)
     if as_json:

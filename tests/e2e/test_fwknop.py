@@ -14,6 +14,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
@@ -39,6 +40,7 @@ from .pages import (
     private,
     run,
     ssh_server,
+    terminal,
 )
 from .world import PATIENCE, Daemon, World, until
 
@@ -407,7 +409,7 @@ def test_t18_the_stanza_that_keygen_prints_opens_ssh_once(ssh: World, tmp_path: 
     with ssh.daemon() as daemon:
         assert not ssh.reaches()
         run_fwknop(ssh, tmp_path, stanza, name_of(stanza), "--save-packet", str(saved))
-        daemon.wait_for("ssh: OPEN SESAME")
+        daemon.wait_for("ssh:22/tcp: OPEN SESAME")
         assert ssh.reaches()
         assert set(ssh.granted()) == {"10.99.0.2 . tcp . 22"}
         ssh.gateway.logknock("revoke", "10.99.0.2", "-c", str(ssh.config))
@@ -657,6 +659,12 @@ chmod 600 /etc/fwknop/fwknopd.conf
 iptables -A INPUT -p tcp --dport 22 -m conntrack --ctstate NEW -j DROP
 ip6tables -A INPUT -p tcp --dport 22 -m conntrack --ctstate NEW -j DROP
 """
+# As the package leaves it.
+INSTALLED = """
+groupadd --force --system logknock
+install -d -m 750 -g logknock /etc/logknock /etc/logknock/conf.d
+install -m 640 -g logknock /dev/null /etc/logknock/logknock.toml
+"""
 FILES = ("-c", "/etc/fwknop/fwknopd.conf", "-a", "/etc/fwknop/access.conf", "-r", "/run/fwknop")
 
 
@@ -688,16 +696,32 @@ def test_coming_from_fwknop_with_its_own_client(hosts: tuple[Host, Host], tmp_pa
                 trial.end()
             assert "load average" in guide.run("fwknop -n gate")
             guide.shown("accepted: 22/tcp", daemon.so_far())
-        run(gateway, "iptables -D INPUT 1; iptables -F; ip6tables -F; logknock revoke --all fwknop")
-        gateway.run("sh", "-c", "cat > /etc/logknock/conf.d/vpn.toml", input=GUIDE.block("[doors.vpn]", "toml").text)
-        run(gateway, "chmod 600 /etc/logknock/conf.d/vpn.toml; logknock rules apply; logknock reload")
+
+
+def test_a_first_client_of_fwknop_s_where_there_was_no_door_at_all(hosts: tuple[Host, Host], tmp_path: Path) -> None:
+    """Nothing else opens ssh, so that the order counts: no rules shut it before somebody can open it."""
+    documented(hosts)
+    make_keys(tmp_path, "host.example", *HOST)
+    with (
+        private(hosts[0], NAMES, COMMANDS) as gateway,
+        private(hosts[1], NAMES, (Path(FWKNOP),)) as client,
+        ssh_server(gateway, tmp_path),
+        ExitStack() as stack,
+    ):
+        may_ssh(client, tmp_path)
+        guide = Guide(GUIDE.under("A new client"), {"": gateway, "client": client})
+        run(gateway, INSTALLED)
+        guide.run("[doors.vpn]")
         printed = guide.run("logknock keygen vpn laptop")
         guide.shown("SPA_SERVER_PORT", printed)
         made = printed.partition("~/.fwknoprc\n")[2].partition("\n# ----")[0]
-        client.run("sh", "-c", "cat >> /root/.fwknoprc", input=made)
+        client.run("sh", "-c", "umask 077; cat >> /root/.fwknoprc", input=made)
+        assert "require_source" in guide.run("rules apply")
+        stack.enter_context(terminal(gateway, "exec logknock run")).expect("ready")
         is_ours(gateway, "vpn", False)
         assert "load average" in guide.run("fwknop -n host-vpn\nssh")
         is_ours(gateway, "vpn", True)
+        guide = Guide(GUIDE, guide.hosts)
         assert "SPA packet of client laptop accepted" in guide.run("logknock explain")
         guide.run("--save-packet packet")
         gateway.run("sh", "-c", "cat > /root/packet", input=client.run("cat", "/root/packet").stdout)
