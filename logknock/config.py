@@ -113,6 +113,7 @@ class Config:
     spa_keys: tuple[spa.Key, ...] = ()  # their `door` is the name as it is written
     spa_ports: tuple[PortRange, ...] = ()  # where packets to SPA doors come in; no two of them overlap
     spa_icmp: bool = False  # whether echo requests are looked at, too
+    terms: Mapping[str, clients.Terms] = field(default_factory=dict)  # of doors with clients, by names as written
     homes: Mapping[tuple[str, str], Path] = field(default_factory=dict)  # the file of each client, by door and name
 
     @property
@@ -144,6 +145,24 @@ class Config:
         return self.knocked if self.firewall.record else frozenset()
 
     @property
+    def watched_places(self) -> tuple[PortRange, ...]:
+        """The same by ranges of ports, as the rules have them."""
+        if not self.firewall.record:
+            return ()
+        fixed = {PortRange(proto, port, port) for door in self.doors for proto, port in door.sequence}
+        return tuple(sorted(fixed.union(*(asked.ports for asked in self.terms.values() if asked.proof != "spa"))))
+
+    def to_enroll(self, name: str, client: str = "CLIENT") -> str:
+        """The command of ours that makes a client of the door, which has a proof and is called so in its table."""
+        doors = (door for door in self.doors if door.name.partition(":")[0] == name)
+        return clients.to_enroll(*doors, client=client)
+
+    @property
+    def derived(self) -> dict[str, int]:
+        """How many knocks a sequence has, by the names of the doors whose clients derive theirs."""
+        return {door.door: door.knocks for door in self.totp}
+
+    @property
     def spa_places(self) -> tuple[PortRange, ...]:
         """Where our own rules look for SPA packets, no two overlapping: nowhere where another firewall's log is read.
 
@@ -153,14 +172,17 @@ class Config:
         return (*self.spa_ports, *icmp) if self.firewall.record else ()
 
     @property
-    def spa_ends(self) -> frozenset[Service]:
-        """The first and the last of each of these: what is in the rules has both."""
-        return frozenset(Service(ports.proto, port) for ports in self.spa_places for port in ports[1:])
-
-    @property
     def onetime_files(self) -> tuple[Path, ...]:
         """The files of one-time sequences that some door reads."""
         return tuple(dict.fromkeys(Path(file) for door in self.doors for file in door.onetime))
+
+    @property
+    def remembering(self) -> str:
+        """The kinds of doors that open on nothing that cannot be remembered, in words; empty where there are none."""
+        proofs = {door.proof for door in self.doors}
+        kinds = {"one-time": self.onetime_files, "TOTP": proofs & {"totp", "code"}, "SPA": "spa" in proofs}
+        *some, last = [kind for kind, there in kinds.items() if there] or [""]
+        return f"{', '.join(some)} and {last}" if some else last
 
     @property
     def spa_doors(self) -> dict[tuple[str, Service], Door]:
@@ -206,6 +228,7 @@ def load(path: Path) -> Config:
         spa_keys=known.keys,
         spa_ports=clients.spa_ports(proven),
         spa_icmp=any(asked.icmp for asked in terms),
+        terms={door.name: asked for door, _, asked in proven},
         homes={(str(table.name[-2]), str(table.name[-1])): table.home for table in client_tables},
     )
     for table in (*shared.values(), *tables):

@@ -6,22 +6,20 @@ one client hides nothing of the next. Rule 3: no file is read here, and no clock
 
 import os
 from collections import defaultdict
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from . import config_values as values
 from . import spa, totp
 from .config_values import PortRange, WrongError
-from .knock import CODE_SPAN, CODE_TRIES_IN_ALL, Door, Proof, Service
-from .packet import PROTOCOL_NAMES, UDP
+from .knock import Door, Proof, Service
+from .packet import UDP
 from .toml_tables import Table
+from .tries import CODE_SPAN, CODE_TRIES_IN_ALL
 
 # Where the stock client sends its packets.
 _SPA_PORT = PortRange(UDP, 62_201, 62_201)
-
-# What base64 of that many letters holds, in bytes.
-_MAX_USER = spa.MAX_USER // 4 * 3
 
 # How old a packet may at most be. Who was here is remembered for twice as long.
 _OLDEST = "1h"
@@ -39,7 +37,7 @@ _MAX_NAMED = 8
 
 _HMACS = ("sha256", "sha384", "sha512", "sha3_256", "sha3_512", "sha1", "md5")
 _OUTDATED = ("md5", "sha1")
-_ANEW = "take this table out, and `logknock {} {} {}` makes one"
+_ANEW = "take this table out, and `logknock {}` makes one"
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,9 +147,9 @@ def _span(terms: Terms) -> int:
 
 
 def _read_spa(table: Table) -> Terms:
-    places = table.read_list("ports", _place, repeats=False, most=_MAX_RANGES)[:_MAX_RANGES]
+    places = table.read_list("ports", _place, most=_MAX_RANGES)[:_MAX_RANGES]
     ports = tuple(place for place in places if place != _ICMP)
-    _check_distinct(ports, table)
+    _check_distinct(places, table)
     table.finish()
     if not places and table.has("ports") and "ports" not in table.wrong:
         table.error("ports", "names no port", f'leave it out for "{_shown(_SPA_PORT)}"')
@@ -165,39 +163,36 @@ def _place(value: object) -> PortRange:
     return _ICMP if value == "icmp" else values.port_range(value)
 
 
-def _digits(value: object) -> int:
-    digits = values.whole(min(totp.CODE_DIGITS), max(totp.CODE_DIGITS))(value)
-    if digits not in totp.CODE_DIGITS:
-        raise WrongError("a code has 6 or 8 digits", "6 is what authenticators show; 8 is harder to guess")
-    return digits
-
-
-def _step(value: object) -> int:
-    seconds = values.duration(f"{totp.MIN_STEP}s", f"{totp.MAX_STEP}s")(value)
-    if seconds % 1:
-        raise WrongError("a step is whole seconds", 'write "30s"')
-    return int(seconds)
+_digits = values.number_of(
+    totp.CODE_DIGITS, "a code has 6 or 8 digits", "6 is what authenticators show; 8 is harder to guess"
+)
+_step = values.whole_seconds(f"{totp.MIN_STEP}s", f"{totp.MAX_STEP // 60}m", "a step is whole seconds", 'write "30s"')
 
 
 def _check_distinct(ranges: tuple[PortRange, ...], table: Table) -> None:
     """Each port counts as often as it is named, and a sequence has it once."""
     for at, ports in enumerate(ranges):
         for other in ranges[:at]:
-            if other.proto == ports.proto and other.first <= ports.last and ports.first <= other.last:
+            if _overlap(ports, other):
                 message = f"{_shown(ports)} and {_shown(other)} have ports in common"
                 table.error("ports", message, "write each port once", item=at)
+
+
+def _overlap(one: PortRange, other: PortRange) -> bool:
+    return one.proto == other.proto and one.first <= other.last and other.first <= one.last
 
 
 # ---- doors beside doors
 
 
 def split(doors: Iterable[Door]) -> tuple[Door, ...]:
-    """The doors as they are opened: a SPA door of several services is one for each, so that each may be asked for.
+    """The doors as they are opened: an SPA door is one for each of its services, so that each may be asked for.
 
-    Who closes the door as it is written closes all of them.
+    Who closes the door as it is written closes all of them. One that has a single service is called after it all the
+    same: what is open, and on record, goes by that name, and a service that is added later is no reason to lose it.
     """
     doors = tuple(doors)
-    leaves = {door.name: _leaves(door) for door in doors if door.proof == "spa" and len(door.opens) > 1}
+    leaves = {door.name: _leaves(door) for door in doors if door.proof == "spa" and door.opens}
     if not leaves:
         return doors
     names = {name: tuple(leaf.name for leaf in found) for name, found in leaves.items()}
@@ -263,8 +258,7 @@ def _check_spa_ports(terms: Terms, guarded: frozenset[Service], table: Table) ->
 
 
 def _shown(ports: PortRange) -> str:
-    numbers = f"{ports.first}" + (f"-{ports.last}" if ports.last > ports.first else "")
-    return f"{numbers}/{PROTOCOL_NAMES[ports.proto]}" if ports != _ICMP else "icmp"
+    return str(ports) if ports != _ICMP else "icmp"
 
 
 def _written(ranges: Iterable[str]) -> str:
@@ -345,15 +339,20 @@ class _Secrets:
             )
         elif other is not table:
             message = f"is the same as {'.'.join(map(str, other.name))}.{where}"
-            table.error(key, message, "each client has a secret of its own, so that it can be taken back alone")
+            owned = "a secret" if key == "secret" else "keys"
+            table.error(key, message, f"each client has {owned} of its own, so that it can be taken back alone")
 
 
 def _read_client(table: Table, asking: Proven, secrets: _Secrets) -> Iterator[totp.Client]:
     _check_name(table)
     if not table.has("secret"):
-        table.error("secret", "is missing", _ANEW.format("enroll", *table.name[1:]))
+        table.error("secret", "is missing", _ANEW.format(to_enroll(asking.door, client=str(table.name[-1]))))
     if secret := table.read("secret", secret_value, b""):
         secrets.note(secret, "secret", table)
+        if secret.isascii() and secret.decode().isprintable():
+            message = "is text in base32: who guesses the words knocks in this client's name"
+            hint = "`head -c 32 /dev/urandom | base32 -w0 | tr -d =` makes one that nobody guesses"
+            table.warn("secret", message, hint)
         yield totp.Client(str(table.name[-1]), secret)
 
 
@@ -375,9 +374,9 @@ def _read_key(table: Table, asking: Proven, secrets: _Secrets) -> Iterator[spa.K
     found = spa.Key(
         door=asking.door.name,
         client=str(table.name[-1]),
-        key=_read_bytes("key", spa.MIN_KEY, spa.MAX_KEY, table),
-        hmac_key=_read_bytes("hmac_key", spa.MIN_KEY, spa.MAX_HMAC_KEY, table),
-        digest=table.read("hmac", _unquoted(_HMACS), _KEY.digest),
+        key=_read_bytes("key", spa.MIN_KEY, spa.MAX_KEY, table, asking),
+        hmac_key=_read_bytes("hmac_key", spa.MIN_KEY, spa.MAX_HMAC_KEY, table, asking),
+        digest=table.read("hmac", values.unquoted(_HMACS), _KEY.digest),
         allow=table.read_list("allow", values.service, repeats=False),
         require_source=table.read("require_source", values.switch, _KEY.require_source),
         max_age=table.read("max_age", values.duration("1s", _OLDEST), _KEY.max_age),
@@ -398,7 +397,7 @@ def _read_key(table: Table, asking: Proven, secrets: _Secrets) -> Iterator[spa.K
         yield found
 
 
-def _read_bytes(key: str, low: int, high: int, table: Table) -> bytes:
+def _read_bytes(key: str, low: int, high: int, table: Table, asking: Proven) -> bytes:
     """A key, written as it is or in base64; empty where it is missing or wrong."""
     other = f"{key}_base64"
     typed, coded = (
@@ -408,7 +407,8 @@ def _read_bytes(key: str, low: int, high: int, table: Table) -> bytes:
     if table.has(key) and table.has(other):
         table.error(other, f"there are {key} and {other}", "write one of them")
     elif not (table.has(key) or table.has(other)):
-        table.error(other, "is missing", f"{_ANEW.format('keygen', *table.name[1:])}; or write {key}, a passphrase")
+        anew = _ANEW.format(to_enroll(asking.door, client=str(table.name[-1])))
+        table.error(other, "is missing", f"{anew}; or write {key}, a passphrase")
     return typed or coded
 
 
@@ -416,10 +416,23 @@ def _check_allow(found: spa.Key, asking: Proven, table: Table) -> None:
     opens = ", ".join(f'"{service}"' for service in asking.door.opens[:_MAX_NAMED])
     if not found.allow and "allow" not in table.wrong:
         message = "names no service" if table.has("allow") else "is missing: what may this client open?"
-        table.error("allow", message, f"allow = [{opens}], or some of them")
+        hint = f"allow = [{opens}], or some of them" if opens else "services that the door opens, once it names some"
+        table.error("allow", message, hint)
+    if "opens" in asking.table.wrong:
+        return  # what the door opens is not known
     for at, service in enumerate(found.allow):
         if service not in asking.door.opens:
             table.error("allow", f"door {asking.door.name} does not open {service}", f"it opens {opens}", item=at)
+
+
+def to_enroll(*doors: Door, client: str = "CLIENT") -> str:
+    """The command of ours that makes a client of a door: as it is written, or as it is split (all of its parts)."""
+    name = doors[0].name.partition(":")[0]
+    if doors[0].proof != "spa":
+        return f"enroll {name} {client}"
+    opens = [service for door in doors for service in door.opens][:_MAX_NAMED]
+    allow = "".join(f" --allow {service}" for service in opens) if len(opens) > 1 else ""
+    return f"keygen {name} {client}{allow} --write"
 
 
 def _check_name(table: Table) -> None:
@@ -428,21 +441,11 @@ def _check_name(table: Table) -> None:
         table.error("", "this is no name for a client", hint)
 
 
-def _unquoted(words: tuple[str, ...]) -> Callable[[object], str]:
-    """One of the words; what is written instead may be a key in the wrong place, and is not shown."""
-
-    def parse(value: object) -> str:
-        if value not in words:
-            raise WrongError("is none that there is", f"there are: {', '.join(words)}")
-        return str(value)
-
-    return parse
-
-
 def _user(value: object) -> str:
     written = values.text("anna")(value)
-    if len(written.encode()) > _MAX_USER or not written.isprintable() or set(written) & set('"/\\[]:;|=,+*?<>'):
-        raise WrongError("is no user name that a packet can hold", f'up to {_MAX_USER} bytes, none of "/\\[]:;|=,+*?<>')
+    if spa.fit_user(written) != written:
+        hint = f"up to {spa.MAX_USER_BYTES} letters of ASCII, none of {spa.NOT_IN_USERS}"
+        raise WrongError("is no user name that a packet can hold", hint)
     return written
 
 
@@ -462,17 +465,33 @@ def check_owners(tables: Iterable[Table], doors: Mapping[str, Proof]) -> None:
 
 
 def warn_of_clients(clients: Clients, proven: Iterable[Proven]) -> None:
-    """Where nobody can pass yet, and where a code is guessed too soon."""
+    """Where nobody can pass yet, where a code is guessed too soon, and where it is knocked on other doors' ports."""
     passing = {key.door for key in clients.keys} | {door.door for door in clients.totp if door.clients}
     counts = {door.door: len(door.clients) for door in clients.totp}
-    for door, table, terms in proven:
-        command = "keygen" if terms.proof == "spa" else "enroll"
+    before: list[Proven] = []
+    for asking in proven:
+        door, table, terms = asking
+        _warn_of_shared(asking, before)
+        before.append(asking)
         key = "spa" if terms.proof == "spa" else "totp"
         if door.name not in passing:
             message = "this door has no client yet: nobody can open it"
-            table.warn(key, message, f"`logknock {command} {door.name} CLIENT` makes one")
+            table.warn(key, message, f"`logknock {to_enroll(door)}` makes one")
         elif terms.digits:
             _warn_of_guesses(terms, counts[door.name], table)
+
+
+def _warn_of_shared(asking: Proven, before: Iterable[Proven]) -> None:
+    """Of a door before it that it shares ports with, if one of the two is a code door; two TOTP doors may."""
+    _, table, terms = asking
+    for other in before:
+        kinds = {terms.proof, other.terms.proof}
+        if "spa" in kinds or "code" not in kinds:
+            continue
+        if any(_overlap(one, two) for one in terms.ports for two in other.terms.ports):
+            message = f"has ports in common with door {other.door.name}: a wrong knock at one is a wrong try at both"
+            table.warn("totp", message, "ports of its own, here and in the clients' profiles")
+            return
 
 
 def _warn_of_guesses(terms: Terms, clients: int, table: Table) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from .knock import Service, SetName, TcpFlags, parse_port
-from .packet import PROTOCOLS, bare
+from .packet import PROTOCOL_NAMES, PROTOCOLS, bare
 
 # What nft 1.0.6 reads as a name, and the kernel's NFT_NAME_MAXLEN without its closing zero.
 _NFT_NAME = re.compile(r"[A-Za-z_.][A-Za-z0-9_./-]{0,254}")
@@ -48,6 +48,16 @@ class PortRange(NamedTuple):
     proto: int
     first: int
     last: int
+
+    def __str__(self) -> str:
+        if self.proto in PROTOCOL_NAMES and self.last > self.first:
+            return f"{self.first}-{self.last}/{PROTOCOL_NAMES[self.proto]}"
+        return str(self.ends[0])  # ICMP has no ports
+
+    @property
+    def ends(self) -> tuple[Service, Service]:
+        """The first and the last."""
+        return Service(self.proto, self.first), Service(self.proto, self.last)
 
 
 class WrongError(ValueError):
@@ -93,6 +103,19 @@ def whole(low: int, high: int) -> Callable[[object], int]:
     return parse
 
 
+def number_of(choices: tuple[int, ...], message: str, hint: str) -> Callable[[object], int]:
+    """One of a few numbers; message and hint are for another between them."""
+    parse_any = whole(min(choices), max(choices))
+
+    def parse(value: object) -> int:
+        number = parse_any(value)
+        if number not in choices:
+            raise WrongError(message, hint)
+        return number
+
+    return parse
+
+
 def one_bit(value: object) -> int:
     """A bit of the packet mark, which has 32; 0: none."""
     number = _of(int, value, "without quotes, like 0x10000")
@@ -120,6 +143,19 @@ def duration(low: str, high: str) -> Callable[[object], float]:
         if not parse_duration(low) <= seconds <= parse_duration(high):
             raise WrongError(f"{written} is out of range ({low}-{high})", f"write a time from {low} to {high}")
         return seconds
+
+    return parse
+
+
+def whole_seconds(low: str, high: str, message: str, hint: str) -> Callable[[object], int]:
+    """A duration between these, that is said in whole seconds; message and hint are for one that is not."""
+    parse_any = duration(low, high)
+
+    def parse(value: object) -> int:
+        seconds = parse_any(value)
+        if not seconds.is_integer():
+            raise WrongError(message, hint)
+        return int(seconds)
 
     return parse
 
@@ -224,7 +260,8 @@ def passphrase(low: int, high: int) -> Callable[[object], bytes]:
 def _key(found: bytes, low: int, high: int) -> bytes:
     if not low <= len(found) <= high:
         what = "is too short" if len(found) < low else "is too long"
-        raise WrongError(f"{what}: {len(found)} bytes, and it has {low}-{high}", "`logknock keygen` makes good ones")
+        size = f"{len(found)} byte{'s' * (len(found) != 1)}"
+        raise WrongError(f"{what}: {size}, and it has {low}-{high}", "`logknock keygen` makes good ones")
     return found
 
 
@@ -299,6 +336,17 @@ def one_of(words: tuple[str, ...], what: str) -> Callable[[object], str]:
         if written not in words:
             raise WrongError(f"{written!r} is no {what}", f"there are: {', '.join(words)}")
         return written
+
+    return parse
+
+
+def unquoted(words: tuple[str, ...]) -> Callable[[object], str]:
+    """One of the words; what is written instead may be a key in the wrong place, and is not in what is raised."""
+
+    def parse(value: object) -> str:
+        if value not in words:
+            raise WrongError("is none that there is", f"there are: {', '.join(words)}")
+        return str(value)
 
     return parse
 

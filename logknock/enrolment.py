@@ -7,13 +7,14 @@ clients/, fwknop's in its .fwknoprc. Rule 3: they hold secrets: whoever prints t
 import json
 import re
 from base64 import b64encode
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from . import totp
-from .config_values import PortRange
+from .config_values import PortRange, WrongError
+from .config_values import address as parse_address
 from .knock import Service
-from .packet import PROTOCOL_NAMES, UDP
+from .packet import PROTOCOL_NAMES, TCP, UDP
 from .spa import Key
 from .toml_files import header
 
@@ -21,9 +22,19 @@ from .toml_files import header
 _RANDOM = (10_000, 65_535)
 
 
+# Between the dots of a host's name (RFC 1123, 2.1, and _ besides): what both programs' files take as it stands.
+_PART = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?")
+_MAX_HOST = 253
+
 # Of an address the part that can begin a profile's name; an IP address has none.
 _LABEL = re.compile(r"[A-Za-z][A-Za-z0-9-]*")
 _MAX_NAME = 63
+
+# After wrong tries in its name a client is asked for the codes of up to three steps; the first is sent twice.
+_CODE_TRIES = 4
+
+# Letters at a time, for whoever types them.
+_GROUP = 4
 
 
 class Ways(NamedTuple):
@@ -38,11 +49,26 @@ class Ways(NamedTuple):
         return min(self.ports, key=lambda ports: ports.proto != UDP, default=None)
 
 
+def reached_at(text: str) -> str:
+    """A name or an IP address at which clients are to reach this host; raises ValueError with what is wrong."""
+    if ":" in text or text.rpartition(".")[2].isdigit():  # no name ends in a number (RFC 1123, 2.1)
+        parse_address(text)
+    elif len(text) > _MAX_HOST or not all(map(_PART.fullmatch, text.removesuffix(".").split("."))):
+        raise WrongError(f"{text!r} is no name of a host", "write gate.example, 192.0.2.1 or 2001:db8::1")
+    return text
+
+
 def profile_name(door: str, address: str) -> str:
     """What a client calls this door: `gate-ssh` at gate.example."""
     label = address.partition(".")[0]
     name = f"{label}-{door}" if _LABEL.fullmatch(label) else door
     return (name if name[0].isalpha() else f"host-{name}")[:_MAX_NAME]
+
+
+def _verify(opens: Iterable[Service]) -> dict[str, str]:
+    """What tells a client that it is in; without it one whose knock opens nothing says nothing, and ends well."""
+    answering = next((service for service in opens if service.proto == TCP), None)
+    return {} if answering is None else {"verify": str(answering)}
 
 
 # ---- TOTP and code doors
@@ -53,12 +79,13 @@ def totp_table(door: str, client: str, secret: bytes) -> str:
     return f"{header('clients', door, client)}\nsecret = {_text(totp.format_secret(secret))}\n"
 
 
-def totp_profile(door: totp.TotpDoor, client: totp.Client, address: str) -> str:
-    """The client's part, for its client.toml; address: where it is to knock."""
+def totp_profile(door: totp.TotpDoor, client: totp.Client, opens: Iterable[Service], address: str) -> str:
+    """The client's part, for its client.toml; opens: what the door does, address: where it is to knock."""
     name = profile_name(door.door, address)
     rest = {"code": door.digits} if door.digits else {"length": door.length, "step": f"{door.step}s"}
+    repeated = {"tries": _CODE_TRIES} if door.digits else {}
     return _tables(
-        (header("profiles", name), {"host": address}),
+        (header("profiles", name), {"host": address, **_verify(opens), **repeated}),
         (
             header("profiles", name, "totp"),
             {
@@ -80,6 +107,12 @@ def arithmetic(door: totp.TotpDoor) -> str:
     knocks = ", ".join(map(str, totp.spell(example, first)))
     pairs = " ".join(example[at : at + 2] for at in range(0, door.digits, 2))
     return f"by hand: add the code's pairs of digits to {', '.join(bases)}: {pairs} is {knocks}"
+
+
+def for_app(door: totp.TotpDoor, client: totp.Client) -> str:
+    """What an authenticator app that cannot scan is to be given; of a code door. It is not the client's own secret."""
+    letters = totp.format_secret(totp.code_secret(client.secret, door.door, door.host))
+    return " ".join(letters[at : at + _GROUP] for at in range(0, len(letters), _GROUP))
 
 
 # ---- SPA doors
@@ -105,7 +138,7 @@ def spa_profile(key: Key, ways: Ways, address: str, source: str) -> str:
     """
     name = profile_name(key.door, address)
     return _tables(
-        (header("profiles", name), {"host": address}),
+        (header("profiles", name), {"host": address, **_verify(key.allow)}),
         (
             header("profiles", name, "spa"),
             {

@@ -68,7 +68,7 @@ def explain(question: Question, known: Known) -> Iterator[Mapping[str, Any] | No
             told = (Stale(packet, late),) if late >= known.longest else ()
             strangers.append(Kept(packet.time, packet.src, packet, told))
     findings: list[Finding] = []
-    trail = Trail(known.config.doors)
+    trail = Trail(known.config.doors, known.config.derived)
     for entry in sorted((*remembered, *strangers), key=lambda entry: entry.time):
         found = trail.follow(entry.packet, entry.told) if entry.packet else trail.ended(entry.told, entry.time)
         mine = [finding for finding in found if finding.src == question.src]
@@ -103,7 +103,7 @@ def _standing(src: bytes, known: Known) -> dict[str, Any]:
     """How an address stands with the doors and with the rules, whatever it has sent."""
     now, wall = time.monotonic(), time.time()
     ban = known.bans.find(src, now)
-    lengths = {door.name: len(door.sequence) for door in known.config.doors}
+    lengths = {door.name: len(door.sequence) for door in known.config.doors} | known.config.derived
     address = ipaddress.ip_address(src)
     try:
         banned, deaf = known.sets.unheard(src)
@@ -119,7 +119,9 @@ def _standing(src: bytes, known: Known) -> dict[str, Any]:
         "deaf": deaf,
         "never": never,
         "trouble": trouble,
-        "open": [{"door": grant.door, "left": round(grant.expires - now, 3)} for grant in known.sets.granted(src)],
+        "open": [
+            {"door": grant.door, "left": round(max(0.0, grant.expires - now), 3)} for grant in known.sets.granted(src)
+        ],
         "attempts": [
             {
                 "door": door,

@@ -23,7 +23,7 @@ from .config import Metrics
 from .config_values import Endpoint
 from .control import identity, share
 from .counts import Facts
-from .errors import LogknockError
+from .errors import UNSEEN_PACKAGES, LogknockError
 
 PATH = "/metrics"
 
@@ -43,7 +43,7 @@ TEXTFILE_INTERVAL = 15  # seconds; Prometheus asks node_exporter once in 15 to 6
 _STOP_PATIENCE = 1.0  # seconds for the last writing, at the daemon's end
 _READABLE = 0o644  # node_exporter is another user
 
-_PACKAGE_HINT = "`apt install python3-prometheus-client`, or pip's logknock[prometheus]"
+_PACKAGE_HINT = f"`apt install python3-prometheus-client`{UNSEEN_PACKAGES}; or `pip install prometheus-client`"
 
 _NAME = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"
 _REQUEST_LINE = re.compile(rf"({_NAME}) (?:http://[^/?#\s]+)?(/[!-\"$-~]*) HTTP/1\.([01])")

@@ -86,25 +86,42 @@ def places_of(homes: Mapping[Client, Path]) -> dict[Client, Place]:
 
 def remove_client(config_file: Path, place: Place, door: str, client: str) -> None:
     """Take the client's file away, for good; raises LogknockError, also where it is another one than ours."""
-    file = place.file
+    if by_hand := how_by_hand(config_file, place, door, client):
+        raise LogknockError(f"{place}: client {client} of door {door} has no file of its own", by_hand)
     try:
-        ours = file.absolute().parent == path_of(config_file, door, client).parent
-        if not ours or not _is_alone(_read(file), door, client):
-            hint = f"take its table {header('clients', door, client)} out there, then `logknock reload`"
-            if file.parent == credentials_folder(config_file):
-                hint = "it is a credential: take it out of the service's LoadCredential=, and restart the service"
-            raise LogknockError(f"{place}: client {client} of door {door} has no file of its own", hint)
-        file.unlink()
-        ownership.sync_folder(file.parent)
+        place.file.unlink()
+        ownership.sync_folder(place.file.parent)
     except OSError as error:
-        raise _refused(file, error, "removed") from None
+        raise _refused(place.file, error, "removed") from None
 
 
-def _is_alone(text: str, door: str, client: str) -> bool:
-    """Whether that is all that the file says."""
-    said = tomllib.loads(text)
-    owners = said.get("clients", {})
-    return list(said) == ["clients"] and list(owners) == [door] and list(owners[door]) == [client]
+def how_by_hand(config_file: Path, place: Place, door: str, client: str) -> str:
+    """How an administrator takes a client away that has no file of its own; empty for one that has.
+
+    Raises LogknockError where the file cannot be read.
+    """
+    file = place.file
+    if file.parent == credentials_folder(config_file):
+        return "it is a credential: take it out of the service's LoadCredential=, and restart the service"
+    if file.absolute().parent == path_of(config_file, door, client).parent:
+        try:
+            if _is_alone(file, door, client):
+                return ""
+        except OSError as error:
+            raise _refused(file, error, "read") from None
+    return f"take its table {header('clients', door, client)} out there, then `logknock reload`"
+
+
+def _is_alone(file: Path, door: str, client: str) -> bool:
+    """Whether that is all that the file says; raises OSError."""
+    try:
+        said = tomllib.loads(_read(file))
+    except ValueError:
+        return False
+    owners = said.get("clients")
+    if list(said) != ["clients"] or not isinstance(owners, dict) or list(owners) != [door]:
+        return False
+    return isinstance(owners[door], dict) and list(owners[door]) == [client]
 
 
 def _read(file: Path) -> str:

@@ -16,13 +16,7 @@ from .packet import TCP
 SSH = Service(TCP, 22)
 
 
-# What helps, by what a door asks for.
-_HINTS = {
-    "": "`logknock onetime generate` makes a new file, for the door and the client",
-    "totp": "`logknock enroll DOOR CLIENT` makes one",
-    "code": "`logknock enroll DOOR CLIENT` makes one",
-    "spa": "`logknock keygen DOOR CLIENT` makes one",
-}
+_NEW_FILE = "`logknock onetime generate` makes a new file, for the door and the client"
 
 
 def shut(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
@@ -32,7 +26,9 @@ def shut(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
         reasons = [_why_shut(door, service, config) for door in doors]
         if reasons and all(reasons):
             message = f"{service} is ssh, and no door can open it: {'; '.join(reasons)}"
-            yield LogknockError(message, _HINTS[doors[0].proof])
+            name = doors[0].name.partition(":")[0]  # of an SPA door, whose services are doors of their own
+            hint = f"`logknock {config.to_enroll(name)}` makes one" if doors[0].proof else _NEW_FILE
+            yield LogknockError(message, hint)
 
 
 def unopened(config: Config, ssh: Collection[Service]) -> Iterator[LogknockError]:
@@ -55,7 +51,7 @@ def _why_shut(door: Door, service: Service, config: Config) -> str:
     if door.sequence:
         return ""
     if door.proof:
-        name = door.name.partition(":")[0]  # of an SPA door, whose services are doors of their own
+        name = door.name.partition(":")[0]
         known = any(each.door == name and each.clients for each in config.totp)
         known = known or any(key.door == name and service in key.allow for key in config.spa_keys)
         return "" if known else f"door {name} has no client for it"

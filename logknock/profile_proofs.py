@@ -5,7 +5,6 @@ complete: what a host would take no knock of, such as ports that are too few, is
 side of this is read elsewhere; the words are the same, and what a profile says is what `enroll` and `keygen` print.
 """
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from . import config_values as values
@@ -24,7 +23,7 @@ _ICMP = PortRange(ICMP, 0, 0)
 # fwknop's own, over UDP.
 _PORT = PortRange(UDP, 62_201, 62_201)
 
-_STEPS = (f"{totp.MIN_STEP}s", f"{totp.MAX_STEP}s")
+_STEPS = (f"{totp.MIN_STEP}s", f"{totp.MAX_STEP // 60}m")
 _CODE_STEP = totp.DEFAULT_STEP  # which an authenticator has, and does not change
 
 _ENROLLED = "as `logknock enroll` on the host prints it"
@@ -111,11 +110,7 @@ def _check_code(door: totp.TotpDoor, table: Table) -> None:
         table.error("ports", message, f"{_ENROLLED}, like [{default}]")
 
 
-def _digits(value: object) -> int:
-    digits = values.whole(min(totp.CODE_DIGITS), max(totp.CODE_DIGITS))(value)
-    if digits not in totp.CODE_DIGITS:
-        raise WrongError(f"a code has {' or '.join(map(str, totp.CODE_DIGITS))} digits", _ENROLLED)
-    return digits
+_digits = values.number_of(totp.CODE_DIGITS, "a code has 6 or 8 digits", _ENROLLED)
 
 
 def _secret(value: object) -> bytes:
@@ -133,11 +128,7 @@ def _door(value: object) -> str:
     return written
 
 
-def _step(value: object) -> int:
-    seconds = values.duration(*_STEPS)(value)
-    if not seconds.is_integer():
-        raise WrongError("a step is whole seconds", f'write "{totp.DEFAULT_STEP}s", or {_ENROLLED}')
-    return int(seconds)
+_step = values.whole_seconds(*_STEPS, "a step is whole seconds", f'write "{totp.DEFAULT_STEP}s", or {_ENROLLED}')
 
 
 # ---- spa
@@ -148,7 +139,7 @@ def read_spa(table: Table) -> Asked:
     asked = Asked(
         key=_key("key", spa.MAX_KEY, table),
         hmac_key=_key("hmac_key", spa.MAX_HMAC_KEY, table),
-        digest=table.read("hmac", _digest, "sha256"),
+        digest=table.read("hmac", values.unquoted(tuple(spa.DIGESTS)), "sha256"),
         access=table.read_list("access", values.service, repeats=False),
         ports=table.read("port", _ports, _PORT),
         timeout=table.read("timeout", _timeout, 0),
@@ -183,30 +174,11 @@ def _key(name: str, most: int, table: Table) -> bytes:
     return typed or decoded
 
 
-def _chosen(words: tuple[str, ...]) -> Callable[[object], str]:
-    """One of these words; what stands there may be a key in the wrong place, and is not shown."""
-
-    def parse(value: object) -> str:
-        written = values.text(words[0])(value)
-        if written not in words:
-            raise WrongError("is none that there is", f"there are: {', '.join(words)}")
-        return written
-
-    return parse
-
-
-_digest = _chosen(tuple(spa.DIGESTS))
-
-
 def _ports(value: object) -> PortRange:
     return _ICMP if value == "icmp" else values.port_range(value)
 
 
-def _timeout(value: object) -> int:
-    seconds = values.duration("1s", f"{spa.MAX_TIMEOUT}s")(value)
-    if not seconds.is_integer():
-        raise WrongError("a packet asks for whole seconds", 'write "60s"')
-    return int(seconds)
+_timeout = values.whole_seconds("1s", f"{spa.MAX_TIMEOUT}s", "a packet asks for whole seconds", 'write "60s"')
 
 
 def _address(value: object) -> bytes | None:
@@ -221,18 +193,7 @@ def _address(value: object) -> bytes | None:
 
 def _user(value: object) -> str:
     written = values.text("anna")(value)
-    if not written or fit_user(written) != written:
-        hint = f"up to {_MAX_USER} bytes, none of {' '.join(sorted(_FORBIDDEN))}; left out, it is the login name"
+    if not written or spa.fit_user(written) != written:
+        hint = f"up to {spa.MAX_USER_BYTES} letters of ASCII, none of {spa.NOT_IN_USERS}; without it, the login name"
         raise WrongError("is no user name that a packet can hold", hint)
     return written
-
-
-# What the stock client refuses in a user name, and what its base64 has room for, in bytes.
-_FORBIDDEN = frozenset('"/\\[]:;|=,+*?<>')
-_MAX_USER = spa.MAX_USER * 6 // 8
-
-
-def fit_user(name: str) -> str:
-    """The name without what a packet cannot hold."""
-    kept = "".join(letter for letter in name if letter.isascii() and letter.isprintable() and letter not in _FORBIDDEN)
-    return kept[:_MAX_USER]

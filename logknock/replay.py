@@ -326,7 +326,7 @@ class Replay:
         self._choice = choice
         self._progress = progress
         self._matcher = Matcher(doors)
-        self._trail = Trail(doors)
+        self._trail = Trail(doors, {door.door: door.knocks for door in totp})
         self._codes = _Codes(doors, self._matcher)
         self._steps = Steps(_Uses(), self._matcher, lambda text, bad: None)
         self._steps.use(totp, 0.0)

@@ -154,7 +154,7 @@ def seal(asked: "Asked", address: bytes, now: int) -> bytes:
 
 def _login_name() -> str:
     """Who runs the program, as far as a packet can hold it."""
-    from .profile_proofs import fit_user
+    from .spa import fit_user
 
     try:
         name = fit_user(pwd.getpwuid(os.getuid()).pw_name)

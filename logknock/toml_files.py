@@ -49,6 +49,9 @@ _READ_OR_WRITE = {stat.S_IROTH: "read by others", **_WRITE}
 _BARE_KEY = re.compile(r"[A-Za-z0-9_-]{1,64}")
 _SYNTAX = re.compile(r"(.*) \(at (?:line (\d+), column (\d+)|end of document)\)", re.DOTALL)
 
+# How tomllib begins where a table or a key stands in two places of a file; all else is a matter of writing.
+_TWICE = ("Cannot declare", "Cannot overwrite", "Cannot mutate", "Cannot redefine", "Duplicate")
+
 
 # ---- what was found, and on which line
 
@@ -297,4 +300,7 @@ def _note_syntax(message: str, text: str, path: Path, report: Report) -> None:
         column = f" (column {match[3]})" if match[3] else " (at the end)"
         line = int(match[2]) if match[2] else text.count("\n") + 1
         message = match[1] + column
-    report.unread(path, short(message), 'in TOML, text stands in quotes ("22/tcp") and lists in brackets', line)
+    hint = 'in TOML, text stands in quotes ("22/tcp") and lists in brackets'
+    if message.startswith(_TWICE):
+        hint = "in TOML, a table and a key stand once in a file: make one of the two, or give one another name"
+    report.unread(path, short(message), hint, line)

@@ -96,6 +96,31 @@ def test_what_is_wrong_with_one_time_files_is_a_warning(tmp_path: Path) -> None:
     assert json.loads(run("--json", "-c", path).stdout)["onetime"] == expected
 
 
+SPA = """[doors.vpn]
+opens = ["22/tcp"]
+spa = {}
+[clients.vpn.a]
+key = "sixteen-letters!"
+hmac_key = "another-sixteen-letters"
+allow = ["22/tcp"]
+"""
+WITHOUT = ("-c", "import sys; sys.modules['cryptography'] = None; from logknock.cli import main; main()")
+
+
+def test_an_spa_door_where_nothing_can_decrypt_is_a_warning(tmp_path: Path) -> None:
+    """The daemon would run, and the door stay shut. Doors that are knocked at need nothing."""
+    path = write(tmp_path, SPA)
+    assert run("-c", path).stderr == ""
+    done = run("-c", path, start=WITHOUT)
+    assert (done.returncode, done.stdout) == (0, f"{path}: ok, 1 door, 1 warning\n")
+    said, hint = done.stderr.splitlines()
+    assert said.endswith(f"{path}: SPA needs the Python library cryptography: without it no SPA door opens")
+    assert hint.startswith("hint: apt install python3-cryptography")
+    (warning,) = json.loads(run("-c", path, "--json", start=WITHOUT).stdout)["warnings"]
+    assert (warning["line"], "cryptography" in warning["message"]) == (None, True)
+    assert run("-c", write(tmp_path, DOOR), start=WITHOUT).stderr == ""
+
+
 LISTENER = "import socket, sys; s = socket.create_server(('', 2222)); print('up', flush=True); sys.stdin.read()"
 
 

@@ -20,8 +20,9 @@ from .config_files import DOOR, STEPS, Claims, errors, write
 HOST = '[totp]\nhost = "gate.example"\n'
 TOTP = f'{HOST}[doors.ssh]\nopens = ["22/tcp"]\ntotp = {{}}\n'
 SPA = '[doors.vpn]\nopens = ["22/tcp", "1194/udp"]\nspa = {}\n'
-SECRET = b32encode(b"a secret of 32 bytes, all of it.").decode().rstrip("=")
-SECRET_2 = b32encode(b"another one, of 32 bytes as well").decode().rstrip("=")
+SECRET = b32encode(b"a secret of 32 bytes, all of it\xff").decode().rstrip("=")
+SECRET_2 = b32encode(b"another one, of 32 bytes, again\xff").decode().rstrip("=")
+WORDS = b32encode(b"correct horse battery staple").decode().rstrip("=")
 KEY, HMAC_KEY = b64encode(b"k" * 32).decode(), b64encode(b"h" * 64).decode()
 LAPTOP = f'[clients.ssh.laptop]\nsecret = "{SECRET}"\n'
 KEYS = f'key_base64 = "{KEY}"\nhmac_key_base64 = "{HMAC_KEY}"\n'
@@ -46,8 +47,8 @@ def test_a_totp_door_is_what_its_tables_say(tmp_path: Path) -> None:
         *(Service(UDP, port) for port in range(30_000, 40_000)),
         *(Service(TCP, p) for p in range(20_000, 30_000)),
     )
-    laptop = Client("laptop", b"a secret of 32 bytes, all of it.")
-    other = Client("a.b", b"another one, of 32 bytes as well")
+    laptop = Client("laptop", b"a secret of 32 bytes, all of it\xff")
+    other = Client("a.b", b"another one, of 32 bytes, again\xff")
     assert config.totp == (TotpDoor("ssh", "gate.example", services, 5, 60, 0, 0, (laptop, other)),)
     assert config.doors == (Door("ssh", (), opens=(Service(TCP, 22),), proof="totp"),)
     assert config.knocked == config.watched == set(services)
@@ -58,7 +59,7 @@ def test_a_door_without_more_words_has_the_defaults(tmp_path: Path) -> None:
     text = TOTP + LAPTOP + '[doors.phone]\nopens = ["22/tcp"]\ntotp = {code = 8}\n'
     totp, code = load(write(tmp_path, f'{text}[clients.phone.anna]\nsecret = "{SECRET_2}"')).totp
     assert (len(totp.services), totp.length, totp.step, totp.skew, totp.digits) == (1000, 4, 30, 1, 0)
-    assert (code.services, code.knocks) == (tuple(Service(TCP, 20_000 + at) for at in range(400)), 4)
+    assert (code.services, code.knocks) == (tuple(Service(TCP, 21_000 + at) for at in range(400)), 4)
 
 
 def test_the_name_of_the_host_is_the_hosts_own_where_it_is_not_written(tmp_path: Path) -> None:
@@ -103,18 +104,27 @@ def test_an_spa_door_is_a_door_for_each_service_and_is_closed_as_one(tmp_path: P
     assert [(door.name, door.opens, door.timeout) for door in config.doors if door.proof == "spa"] == [
         ("vpn:22/tcp", (Service(TCP, 22),), 60.0),
         ("vpn:1194/udp", (Service(UDP, 1194),), 60.0),
-        ("one", (Service(TCP, 80),), 30.0),
+        ("one:80/tcp", (Service(TCP, 80),), 30.0),
     ]
-    assert config.doors[-1].closes == ("vpn:22/tcp", "vpn:1194/udp", "one")
+    assert config.doors[-1].closes == ("vpn:22/tcp", "vpn:1194/udp", "one:80/tcp")
     found = {key: door.name for key, door in config.spa_doors.items()}
     assert found == {
         ("vpn", Service(TCP, 22)): "vpn:22/tcp",
         ("vpn", Service(UDP, 1194)): "vpn:1194/udp",
-        ("one", Service(TCP, 80)): "one",
+        ("one", Service(TCP, 80)): "one:80/tcp",
     }
     assert (config.spa_ports, config.spa_icmp) == ((PortRange(UDP, 62_201, 62_201),), True)
     assert config.guarded == {Service(TCP, 22), Service(UDP, 1194), Service(TCP, 80)}
     assert config.homes["vpn", "anna"] == config.file
+
+
+def test_a_service_s_name_is_the_same_whatever_other_services_its_door_has(tmp_path: Path) -> None:
+    """What is open, and on record, goes by it: a service that comes or goes beside it loses nothing."""
+    names = []
+    for opens in ('"22/tcp"', '"22/tcp", "1194/udp"'):
+        text = f"[doors.vpn]\nopens = [{opens}]\nspa = {{}}\n"
+        names.append(load(write(tmp_path, text)).spa_doors["vpn", Service(TCP, 22)].name)
+    assert names == ["vpn:22/tcp"] * 2
 
 
 def test_ports_of_several_spa_doors_are_told_once(tmp_path: Path) -> None:
@@ -158,10 +168,11 @@ def test_the_same_client_in_two_files_is_an_error_that_names_both(tmp_path: Path
 # ---- what is wrong
 
 OTHER_HINT = "each client has a secret of its own, so that it can be taken back alone"
+KEYS_HINT = "each client has keys of its own, so that it can be taken back alone"
 BASE64_HINT = "A-Z, a-z, 0-9, + and /, and = at its end only: as `logknock keygen` prints it"
 BASE32_HINT = "it is base32: A-Z and 2-7, as `logknock enroll` prints it"
 GOOD_KEYS = "`logknock keygen` makes good ones"
-DEFAULT_CODES = 'leave it out, or write ["20000-20299/tcp"]'
+DEFAULT_CODES = 'leave it out, or write ["21000-21299/tcp"]'
 
 
 def client(line: str = "", table: str = KEYS + 'allow = ["22/tcp"]\n') -> str:
@@ -196,10 +207,10 @@ WRONG: Claims = {
         OTHER_HINT,
     ),
     "a secret that another client has as its key": (
-        f'{TOTP}{LAPTOP}{client("", "")}key = "a secret of 32 bytes, all of it."\n'
+        f'{TOTP}[clients.ssh.laptop]\nsecret = "{WORDS}"\n{client("", "")}key = "correct horse battery staple"\n'
         f'hmac_key_base64 = "{HMAC_KEY}"\nallow = ["22/tcp"]',
         "13: clients.vpn.anna.key: is the same as clients.ssh.laptop.secret",
-        OTHER_HINT,
+        KEYS_HINT,
     ),
     "a client of no door": (
         f'{TOTP}[clients.shh.a]\nsecret = "{SECRET}"',
@@ -248,6 +259,16 @@ WRONG: Claims = {
         "7: clients.vpn.anna.hmac_key: is too short: 5 bytes, and it has 16-128",
         GOOD_KEYS,
     ),
+    "a key of one letter": (
+        client('hmac_key = "x"', f'key_base64 = "{KEY}"\nallow = ["22/tcp"]\n'),
+        "7: clients.vpn.anna.hmac_key: is too short: 1 byte, and it has 16-128",
+        GOOD_KEYS,
+    ),
+    "a step that is too long": (
+        TOTP.replace("{}", '{step = "6m"}') + LAPTOP,
+        "5: doors.ssh.totp.step: 6m is out of range (10s-5m)",
+        "write a time from 10s to 5m",
+    ),
     "a key of another alphabet": (
         client(f'key_base64 = "{KEY[:9]}_{KEY[10:]}"', f'hmac_key_base64 = "{HMAC_KEY}"\nallow = ["22/tcp"]\n'),
         "7: clients.vpn.anna.key_base64: character 10 is none of base64's",
@@ -266,13 +287,13 @@ WRONG: Claims = {
     "two clients with one key": (
         f'{SPA}{ANNA}[clients.vpn.ben]\nkey = "{"k" * 32}"\nhmac_key = "{"i" * 16}"\nallow = ["22/tcp"]',
         "9: clients.vpn.ben.key: is the same as clients.vpn.anna.key_base64",
-        OTHER_HINT,
+        KEYS_HINT,
     ),
     "two clients with HMAC keys that HMAC takes for one": (
         f'{SPA}{ANNA}[clients.vpn.ben]\nkey = "{"l" * 32}"\nallow = ["22/tcp"]\n'
         f'hmac_key_base64 = "{b64encode(b"h" * 64 + bytes(9)).decode()}"',
         "11: clients.vpn.ben.hmac_key_base64: is the same as clients.vpn.anna.hmac_key_base64",
-        OTHER_HINT,
+        KEYS_HINT,
     ),
     "a key written twice": (
         client(f'key = "{"l" * 32}"'),
@@ -282,7 +303,8 @@ WRONG: Claims = {
     "no key": (
         client(f'hmac_key_base64 = "{HMAC_KEY}"', 'allow = ["22/tcp"]\n'),
         "4: clients.vpn.anna.key_base64: is missing",
-        "take this table out, and `logknock keygen vpn anna` makes one; or write key, a passphrase",
+        "take this table out, and `logknock keygen vpn anna --allow 22/tcp --allow 1194/udp --write` makes one; "
+        "or write key, a passphrase",
     ),
     "no list of services": (
         client("", KEYS),
@@ -302,7 +324,12 @@ WRONG: Claims = {
     "a user name that no packet holds": (
         client('user = "a:b"'),
         "8: clients.vpn.anna.user: is no user name that a packet can hold",
-        'up to 48 bytes, none of "/\\[]:;|=,+*?<>',
+        'up to 48 letters of ASCII, none of "/\\[]:;|=,+*?<>',
+    ),
+    "a user name that is no ASCII": (
+        client('user = "änne"'),
+        "8: clients.vpn.anna.user: is no user name that a packet can hold",
+        'up to 48 letters of ASCII, none of "/\\[]:;|=,+*?<>',
     ),
     "two proofs at one door": (
         f"{TOTP}sequence = {STEPS}\n",
@@ -380,6 +407,26 @@ WRONG: Claims = {
         '[doors.vpn]\nspa = {}\nsets = ["inet t s"]',
         "1: doors.vpn.opens: is missing: a packet asks for services by name",
         'opens = ["22/tcp"]',
+    ),
+    "an SPA door that opens nothing, and what its client may open": (
+        f"[doors.vpn]\nspa = {{}}\n{ANNA}",
+        "1: doors.vpn.opens: is missing: a packet asks for services by name",
+        'opens = ["22/tcp"]',
+    ),
+    "an SPA door whose service is mistyped, and what its client may open": (
+        f"{SPA}{ANNA}".replace('"22/tcp", "1194/udp"', '"22/tpc"'),
+        "2: doors.vpn.opens: '22/tpc': the protocol is tcp or udp, not 'tpc'",
+        'a service is written "22/tcp" or "53/udp", its port 1-65535',
+    ),
+    "a port for SPA that is written twice": (
+        SPA.replace("{}", '{ports = ["icmp", "5/udp", "5/udp"]}'),
+        "3: doors.vpn.spa.ports: 5/udp and 5/udp have ports in common",
+        "write each port once",
+    ),
+    "ICMP for SPA that is written twice": (
+        SPA.replace("{}", '{ports = ["icmp", "5/udp", "icmp"]}'),
+        "3: doors.vpn.spa.ports: icmp and icmp have ports in common",
+        "write each port once",
     ),
     "no port for SPA": (
         SPA.replace("{}", "{ports = []}"),
@@ -522,6 +569,17 @@ def warnings(config: Config) -> list[str]:
     return [str(problem).partition("logknock.toml:")[2] for problem in config.warnings]
 
 
+def test_doors_of_both_kinds_share_no_port_by_default_and_two_totp_doors_may(tmp_path: Path) -> None:
+    """Of all doors' default ports, only a code's make a knock of somebody else's a wrong try."""
+    doors = "".join(
+        f'[doors.{name}]\ntotp = {{{terms}}}\nopens = ["22/tcp"]\n[clients.{name}.anna]\n'
+        f'secret = "{b32encode(name.encode() * 5 + bytes(5)).decode()}"\n'
+        for name, terms in (("ssh2", ""), ("code", "code = 6"), ("cod2", "code = 8"))
+    )
+    (warning,) = warnings(load(write(tmp_path, TOTP + LAPTOP + doors)))
+    assert "doors.cod2.totp: has ports in common with door code:" in warning
+
+
 @pytest.mark.parametrize("text", [TOTP.replace("{}", "{code = 6}") + LAPTOP, TOTP + LAPTOP, SPA + ANNA])
 def test_a_door_with_a_client_is_no_warning(tmp_path: Path, text: str) -> None:
     """A code of six digits for one client is guessed in 463 days, at 30 tries an hour."""
@@ -549,6 +607,17 @@ def test_a_door_with_a_client_is_no_warning(tmp_path: Path, text: str) -> None:
             "5: doors.ssh.totp: a code of 6 digits for 1,000 clients: "
             "who guesses without end hits one in 11 hours on average",
             id="T21: a code of six digits for a thousand clients",
+        ),
+        pytest.param(
+            f'{TOTP}{LAPTOP}[doors.code]\ntotp = {{code = 6, ports = ["20400-20699/tcp"]}}\nopens = ["22/tcp"]\n'
+            f'[clients.code.anna]\nsecret = "{SECRET_2}"\n',
+            "9: doors.code.totp: has ports in common with door ssh: a wrong knock at one is a wrong try at both",
+            id="a code door on ports of a TOTP door",
+        ),
+        pytest.param(
+            f'{TOTP}[clients.ssh.laptop]\nsecret = "{WORDS}"\n',
+            "7: clients.ssh.laptop.secret: is text in base32: who guesses the words knocks in this client's name",
+            id="T21: a secret of words",
         ),
         pytest.param(
             client('hmac = "md5"'), "8: clients.vpn.anna.hmac: md5 is outdated", id="an HMAC of another century"

@@ -700,6 +700,26 @@ def test_a_state_directory_that_others_can_write(own: Case) -> None:
     assert found.remedy.startswith(f"chmod g-w,o-rwx {folder}/lock")
 
 
+@pytest.mark.parametrize(
+    ("proofs", "shut"),
+    [
+        (("", ""), ""),
+        (("totp", "code"), ", and TOTP doors stay shut"),
+        (("spa", "totp"), ", and TOTP and SPA doors stay shut"),
+    ],
+)
+def test_a_database_that_is_not_believed_is_one_finding(own: Case, proofs: tuple[Proof, Proof], shut: str) -> None:
+    """And says what stays shut for it here: nothing of kinds of doors that this host has not."""
+    first = own.config.doors[0]
+    every = tuple(replace(first, name=f"door{number}", proof=proof) for number, proof in enumerate(proofs))
+    own = Case(replace(own.config, doors=every), own.host)
+    own.config.state.mkdir(mode=0o700)
+    database = own.config.state / "logknock.db"
+    database.symlink_to("/nowhere")
+    found = [*doors.state(own), *doors.onetime(own)]
+    assert [finding.text for finding in found] == [f"{database}: is no file: the daemon remembers nothing{shut}"]
+
+
 def test_words_for_one_and_many() -> None:
     assert [counted(count, "check") for count in (0, 1, 2, 1024)] == ["0 checks", "1 check", "2 checks", "1,024 checks"]
 

@@ -13,6 +13,7 @@ import sys
 import time
 import tomllib
 from base64 import b64decode
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -24,8 +25,15 @@ from PIL import Image
 
 from logknock import profiles
 from logknock.config import Config, load
+from logknock.config_values import WrongError
+from logknock.doctor.case import Case
+from logknock.doctor.doors import clients
+from logknock.doctor.host import Host
+from logknock.enrolment import reached_at
 from logknock.errors import BAD_CONFIG, FAILURE, NO_PERMISSION, UNAVAILABLE, USAGE
-from logknock.store import DATABASE, open_store
+from logknock.knock import Service
+from logknock.lockout import shut
+from logknock.store import DATABASE, Authentic, open_store
 from logknock.totp import sequence_of
 
 from .config_files import DOOR, write
@@ -94,6 +102,8 @@ def test_all_that_is_printed_is_a_profile_that_derives_what_the_server_does(
     out, _ = run(path, "enroll", name, "laptop", "--address", "192.0.2.1")
     found = profile(out, tmp_path)
     assert found.hosts == ("192.0.2.1",)
+    assert found.verify == Service.parse("22/tcp"), "or nobody is told that a knock opened nothing"
+    assert found.tries == {"ssh": 3, "phone": 4}[name], "T21: as many steps as may be asked for"
     ours = door(load(path), name)
     assert found.totp is not None
     assert found.totp.host == "gate.example"
@@ -129,11 +139,11 @@ def test_an_authenticator_shows_the_code_that_the_server_spells(path: Path) -> N
     codes = subprocess.check_output([*command, f"--now=@{STEPS[0] * 30}"], text=True).split()
     assert len(codes) == len(STEPS)
     bases = list(map(int, re.findall(r"2\d{4}(?=[,:])", told["by_hand"].partition(" is ")[0])))
-    assert bases == [20_000, 20_100, 20_200]
+    assert bases == [21_000, 21_100, 21_200]
     for step, code in zip(STEPS, codes, strict=True):
         by_hand = [base + int(code[at : at + 2]) for base, at in zip(bases, (0, 2, 4), strict=True)]
         assert [service.port for service in sequence_of(ours, ours.clients[0], step)] == by_hand
-    assert told["by_hand"].endswith("12 34 56 is 20012/tcp, 20134/tcp, 20256/tcp")
+    assert told["by_hand"].endswith("12 34 56 is 21012/tcp, 21134/tcp, 21256/tcp")
 
 
 def test_the_uri_of_a_totp_door_says_all_that_a_client_has_to_know(path: Path) -> None:
@@ -145,6 +155,20 @@ def test_the_uri_of_a_totp_door_says_all_that_a_client_has_to_know(path: Path) -
     }
     assert (query["ports"].split(","), query["length"], query["period"]) == (said["ports"], "4", "30")
     assert query["algorithm"] == "SHA256"
+
+
+def test_the_secret_that_an_app_is_to_be_given_is_told_from_the_client_s_own(path: Path) -> None:
+    """In a line of its own, for whoever cannot scan: 32 letters, those of the URI. A TOTP door's is for no app."""
+    out, _ = run(path, "enroll", "phone", "anna")
+    (shown,) = re.findall(r"^# for the authenticator app, where it cannot scan: (.*)$", out, re.MULTILINE)
+    assert re.fullmatch(r"(?:[A-Z2-7]{4} ){7}[A-Z2-7]{4}", shown)
+    assert f"secret={shown.replace(' ', '')}&" in out
+    other, _ = run(path, "enroll", "ssh", "anna")
+    assert "for the authenticator app" not in other
+    assert "# for programs that knock; an authenticator app needs a code door\n# otpauth://" in other
+    assert "for programs" not in out
+    told = answer(path, "enroll", "phone", "ben")
+    assert f"secret={told['app'].replace(' ', '')}&" in told["uri"]
 
 
 def test_every_client_has_a_secret_of_its_own(path: Path) -> None:
@@ -182,16 +206,35 @@ def test_a_file_that_is_in_the_way_is_left_alone(path: Path, tmp_path: Path) -> 
         pytest.param(("enroll", "shh", "a"), USAGE, "there is no door shh", id="no such door"),
         pytest.param(("enroll", "vpn", "a"), USAGE, "`logknock keygen vpn CLIENT` is for it", id="an SPA door"),
         pytest.param(("keygen", "ssh", "a"), USAGE, "`logknock enroll ssh CLIENT` is for it", id="a TOTP door"),
-        pytest.param(("enroll", "ssh", "a/b"), USAGE, "a/b: this is no name for a client", id="no name"),
-        pytest.param(("keygen", "vpn", "../a"), USAGE, "../a: this is no name for a client", id="no name for a file"),
+        pytest.param(("enroll", "ssh", "a/b"), USAGE, "'a/b' is no name for a client", id="no name"),
+        pytest.param(("keygen", "vpn", "../a"), USAGE, "'../a' is no name for a client", id="no name for a file"),
+        pytest.param(("enroll", "ssh", ""), USAGE, "'' is no name for a client", id="no letter"),
+        pytest.param(("revoke-client", "ssh", ""), USAGE, "'' is no name for a client", id="nobody"),
         pytest.param(("enroll", "ssh", "a", "--qr", "a.gif"), USAGE, "its name ends in .svg or .png", id="no picture"),
         pytest.param(("keygen", "vpn", "a"), USAGE, "which of them may the client open?", id="no service named"),
         pytest.param(
             ("keygen", "vpn", "a", "--allow", "80/tcp"), USAGE, "door vpn does not open 80/tcp", id="another service"
         ),
         pytest.param(("keygen", "vpn", "a", "--allow", "22"), USAGE, "22", id="no service"),
+        *(
+            pytest.param(("keygen", "vpn", "a", "--allow", "22/tcp", "--from", word), USAGE, why, id=f"from {word}")
+            for word, why in (
+                ("0.0.0.0", "0.0.0.0 is the unspecified address: no door opens for it"),
+                ("127.0.0.1", "127.0.0.1 is a loopback address: no door opens for it"),
+                ("ff02::1", "ff02::1 is a multicast address: no door opens for it"),
+                ("", "'' is no IP address"),
+            )
+        ),
+        *(
+            pytest.param((*words, "--address", word), USAGE, f"{word!r} is no", id=f"{words[0]} for {word!r}")
+            for words in (("keygen", "vpn", "a", "--allow", "22/tcp"), ("enroll", "ssh", "a"))
+            for word in ("", "gate\nKEY x")
+        ),
         pytest.param(("clients", "shh"), USAGE, "there is no door shh", id="clients of no door"),
         pytest.param(("revoke-client", "ssh", "a"), FAILURE, "door ssh has no client a", id="no such client"),
+        pytest.param(("revoke-client", "ssh", "a"), FAILURE, "`logknock enroll ssh CLIENT` makes one", id="none yet"),
+        pytest.param(("revoke-client", "phone", "a"), FAILURE, "`logknock enroll phone CLIENT`", id="no code yet"),
+        pytest.param(("revoke-client", "vpn", "a"), FAILURE, "keygen vpn CLIENT --allow", id="no keys yet"),
     ],
 )
 def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(
@@ -202,6 +245,20 @@ def test_what_cannot_be_is_one_clear_error_and_nothing_is_written(
     assert (out, files(path)) == ("", [])
 
 
+def test_where_a_client_finds_this_host_is_a_name_or_an_address() -> None:
+    """It goes as it stands into a .fwknoprc, and from there into a command."""
+    for right in ("gate", "gate.example", "gate.example.", "my_gate", "192.0.2.1", "2001:db8::1", "7.example"):
+        assert reached_at(right) == right
+    longest = "a." * 126 + "a"
+    assert reached_at(longest) == longest
+    for wrong in (
+        *("a b", "-x", "gate;id", "gate\n", "a..b", ".", "a-", "gäte", "x" * 64, f"a{longest}", "192.0.2.999", "7"),
+        *("gate:22", "[2001:db8::1]", "2001:db8::1%eth0", "192.0.2.0/24", "::ffff:192.0.2.1"),
+    ):
+        with pytest.raises(WrongError):
+            reached_at(wrong)
+
+
 def test_a_door_that_takes_no_clients_says_what_would(tmp_path: Path) -> None:
     path = write(tmp_path, DOOR)
     _, err = run(path, "enroll", "ssh", "laptop", code=USAGE)
@@ -209,6 +266,8 @@ def test_a_door_that_takes_no_clients_says_what_would(tmp_path: Path) -> None:
         "logknock: door ssh takes no clients: it has no totp = {}",
         "hint: give the door totp = {}",
     ]
+    _, err = run(path, "revoke-client", "ssh", "laptop", code=FAILURE)
+    assert err.splitlines()[-1] == "hint: it takes no clients: whoever knocks its sequence passes"
 
 
 def test_a_configuration_that_is_wrong_gets_no_client(path: Path) -> None:
@@ -361,6 +420,7 @@ def test_both_sides_have_the_same_keys(path: Path, tmp_path: Path) -> None:
     assert (len(key.key), len(key.hmac_key), key.digest) == (32, 64, "sha256")
     asked = profile(told["profile"], tmp_path).spa
     assert asked is not None
+    assert profile(told["profile"], tmp_path).verify == Service.parse("22/tcp")
     assert (asked.key, asked.hmac_key, asked.digest, asked.access) == (key.key, key.hmac_key, "sha256", key.allow)
     name, *lines = told["fwknoprc"].splitlines()
     rows = dict(line.split(maxsplit=1) for line in lines)
@@ -385,6 +445,8 @@ def test_a_client_that_names_its_address_is_bound_to_it(path: Path, tmp_path: Pa
     assert "ALLOW_IP          192.0.2.7\n" in bound["fwknoprc"]
     assert tomllib.loads(bound["profile"])["profiles"]["gate-vpn"]["spa"]["address"] == "192.0.2.7"
     assert tomllib.loads(free["profile"])["profiles"]["gate-vpn"]["spa"]["address"] == "source"
+    over_udp = answer(path, "keygen", "vpn", "c", "--allow", "1194/udp")["profile"]
+    assert "verify" not in over_udp, "which nothing can see the end of"
     assert (bound["file"], files(path)) == (str(tmp_path / "clients/vpn.a.toml"), ["vpn.a.toml", "vpn.b.toml"])
 
 
@@ -409,6 +471,95 @@ def test_packets_go_where_the_door_listens(
     assert profile(told["profile"], tmp_path).spa is not None
 
 
+def test_a_client_sends_to_its_own_door_s_ports(path: Path) -> None:
+    """Of several SPA doors, with one whose ports come first; without a client, too."""
+    path.write_text(path.read_text().replace("spa = {}", 'spa = {ports = ["62300/udp"]}'))
+    more = '[doors.home]\nopens = ["80/tcp"]\nspa = {ports = ["443/udp", "icmp"]}\n'
+    write(path.parent, f'{more}[doors.far]\nopens = ["81/tcp"]\nspa = {{ports = ["icmp"]}}\n', "conf.d/more.toml")
+    ports = {}
+    for name in ("vpn", "home", "far"):
+        told = answer(path, "keygen", name, "a", *(["--allow", "22/tcp"] if name == "vpn" else []))
+        ports[name] = tomllib.loads(told["profile"])["profiles"][f"gate-{name}"]["spa"]["port"]
+    assert ports == {"vpn": "62300/udp", "home": "443/udp", "far": "icmp"}
+
+
+def test_a_client_that_is_there_of_another_kind_of_door_is_not_to_be_taken_back(path: Path) -> None:
+    """The door is wrong, whatever the name: it is not said how the good client goes."""
+    run(path, "enroll", "ssh", "laptop")
+    for words in (("keygen", "ssh", "laptop"), ("keygen", "ssh", "a/b")):
+        assert run(path, *words, code=USAGE)[1].splitlines() == [
+            "logknock: door ssh has no spa = {}",
+            "hint: `logknock enroll ssh CLIENT` is for it",
+        ]
+
+
+def test_the_command_that_is_named_where_a_door_has_no_client_makes_one(path: Path, tmp_path: Path) -> None:
+    """By `check`, before ssh is closed (T38), by the doctor and by revoke-client: each as it stands, and at once."""
+    write(tmp_path, '[doors.one]\nopens = ["80/tcp"]\nspa = {ports = ["icmp"]}\n', "conf.d/one.toml")
+    named = re.findall(r"^hint: `logknock (.* CLIENT.*)` makes one$", run(path, "check")[1], re.MULTILINE)
+    assert named == [
+        "enroll ssh CLIENT",
+        "enroll phone CLIENT",
+        "keygen vpn CLIENT --allow 22/tcp --allow 1194/udp --write",
+        "keygen one CLIENT --write",
+    ]
+    for words in named:
+        run(path, *words.replace("CLIENT", "anna").split())
+    assert files(path) == ["one.anna.toml", "phone.anna.toml", "ssh.anna.toml", "vpn.anna.toml"]
+    for file in (tmp_path / "clients").iterdir():
+        file.unlink()
+    config = load(path)
+    found = [*clients(Case(config, Host(tmp_path)))]
+    assert [each.remedy.partition(" -c ")[0] for each in found] == [
+        f"logknock {words.replace('CLIENT', 'laptop')}" for words in named
+    ]
+    for words in named:
+        one = replace(config, doors=tuple(door for door in config.doors if door.name.startswith(words.split()[1])))
+        hints = [error.hint for error in shut(one, {one.doors[0].opens[0]})]
+        assert hints == [f"`logknock {words}` makes one"]
+
+
+# ---- standard output that takes nothing
+
+
+def shell(path: Path, words: str, redirected: str) -> subprocess.CompletedProcess[str]:
+    """A command in a shell that says where its output goes; its own exit code."""
+    line = f'set -o pipefail; "{sys.executable}" -m logknock {words} -c "{path}" {redirected}'
+    return subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=False, timeout=60)
+
+
+MAKING = [
+    ("enroll ssh laptop", "ssh"),
+    ("enroll ssh laptop --json", "ssh"),
+    ("enroll phone laptop --qr -", "phone"),
+    ("keygen vpn laptop --allow 22/tcp --write", "vpn"),
+]
+
+
+@pytest.mark.parametrize(("words", "name"), MAKING, ids=[words for words, _ in MAKING])
+def test_a_client_whose_part_is_lost_is_said_to_be_there(path: Path, words: str, name: str) -> None:
+    """A full disk, or a program that reads nothing: the secret is shown once, so the client is to be made again."""
+    done = shell(path, words, ">/dev/full")
+    assert (done.returncode, files(path)) == (FAILURE, [f"{name}.laptop.toml"])
+    assert done.stderr.splitlines()[-2:] == [
+        f"logknock: client laptop of door {name} is enrolled, and what it needs was not printed: "
+        "No space left on device",
+        f"hint: `logknock revoke-client {name} laptop`, and again",
+    ]
+    run(path, "revoke-client", name, "laptop")
+    done = shell(path, words, "| true")
+    assert (done.returncode, files(path)) == (FAILURE, [f"{name}.laptop.toml"])
+    assert "is enrolled, and what it needs was not printed: Broken pipe" in done.stderr
+
+
+@pytest.mark.parametrize(("words", "name"), MAKING, ids=[words for words, _ in MAKING])
+def test_where_there_is_no_standard_output_no_client_is_made(path: Path, words: str, name: str) -> None:
+    done = shell(path, words, ">&-")
+    assert (done.returncode, files(path)) == (FAILURE, [])
+    assert "there is no standard output: what the client needs would be lost" in done.stderr
+    assert shell(path, words, ">/dev/null").returncode == 0, "which is somebody's choice"
+
+
 def test_what_is_printed_says_where_it_belongs(path: Path) -> None:
     out, err = run(path, "keygen", "vpn", "a", "--allow", "22/tcp")
     assert re.findall(r"^# ----.*", out, re.MULTILINE) == [
@@ -417,6 +568,10 @@ def test_what_is_printed_says_where_it_belongs(path: Path) -> None:
         "# ---- for `logknock knock`: ~/.config/logknock/client.toml",
     ]
     assert "require_source = false" in err
+    assert "the client is told to reach this host as gate.example" in err, "unless its address is named"
+    named = run(path, "keygen", "vpn", "a", "--allow", "22/tcp", "--from", "192.0.2.7", "--address", "2001:db8::1")
+    assert "SPA_SERVER        2001:db8::1\n" in named[0]
+    assert named[1] == ""
     assert "on this host" not in run(path, "keygen", "vpn", "a", "--allow", "22/tcp", "--write")[0]
 
 
@@ -440,7 +595,7 @@ def test_clients_are_listed_with_their_use(path: Path, tmp_path: Path) -> None:
     now = int(time.time())
     store = open_store(tmp_path / "state")
     assert store.use_step("ssh", "laptop", now // 30 * 30, b"\xc0\0\2\7", now)
-    assert store.see(bytes(32), now - 5, "vpn", "x", b"\xc0\0\2\7", now)
+    assert store.see(Authentic(bytes(32), now - 5, bytes(32), "vpn", "x"), b"\xc0\0\2\7", now)
     store.close()
     found = [json.loads(line) for line in run(path, "clients", "--json")[0].splitlines()]
     assert [(each["client"], each["kind"], each["used"], each["step"], each["known"]) for each in found] == [
@@ -448,6 +603,7 @@ def test_clients_are_listed_with_their_use(path: Path, tmp_path: Path) -> None:
         ("anna", "code", None, None, True),
         ("x", "spa", now - 5, None, True),
     ]
+    assert {type(each["used"]) for each in found} == {int, type(None)}
     assert (found[0]["file"], found[0]["line"]) == (str(tmp_path / "clients/ssh.laptop.toml"), 2)
     assert [line.split()[1] for line in run(path, "clients", "vpn")[0].splitlines()[1:]] == ["x"]
     assert time.strftime("%Y-%m-%d", time.localtime(now)) in run(path, "clients", "ssh")[0]
@@ -478,6 +634,46 @@ def test_a_client_that_is_revoked_is_gone_and_may_be_made_anew(path: Path, tmp_p
     assert door(load(path), "ssh").clients != before
 
 
+def test_beside_another_problem_a_client_s_own_file_goes_all_the_same(path: Path, tmp_path: Path) -> None:
+    """And what is still to be done is said, after what is wrong; of a client that has no such file, too."""
+    run(path, "enroll", "ssh", "laptop")
+    path.write_text(path.read_text() + "[firewall]\nrate = 0\n")
+    out, err = run(path, "revoke-client", "ssh", "laptop", code=BAD_CONFIG)
+    assert (out, files(path)) == (f"{tmp_path}/clients/ssh.laptop.toml is removed\n", [])
+    assert "firewall.rate: 0 is out of range" in err
+    assert err.splitlines()[-2:] == [
+        "logknock: a running daemon still lets it in",
+        "hint: mend what is wrong, then `logknock reload` and `logknock grants`",
+    ]
+    again = "hint: mend what is wrong, then `logknock revoke-client ssh laptop`"
+    out, err = run(path, "revoke-client", "ssh", "laptop", code=BAD_CONFIG)
+    assert (out, "firewall.rate: 0 is out of range" in err) == ("", True)
+    assert err.splitlines()[-2:] == [
+        f"logknock: there is no file {tmp_path}/clients/ssh.laptop.toml; "
+        "whether client laptop of door ssh stands elsewhere is not known",
+        again,
+    ]
+    write(tmp_path, "[clients.ssh.laptop]\n[clients.ssh.other]\n", "clients/ssh.laptop.toml")
+    out, err = run(path, "revoke-client", "ssh", "laptop", code=BAD_CONFIG)
+    assert "logknock: not revoked: client laptop of door ssh still gets in: " in err
+    assert (out, err.splitlines()[-1]) == ("", again)
+
+
+@pytest.mark.parametrize("names", [("ssh", "../outside"), ("../conf.d/ssh", "x"), ("ssh", ""), ("", "laptop")])
+def test_what_is_no_name_is_no_part_of_a_path(path: Path, tmp_path: Path, names: tuple[str, str]) -> None:
+    """Beside a configuration that is wrong, where the file is all that there is to go by."""
+    write(tmp_path, "[firewall]\nrate = 0\n", "conf.d/ssh.x.toml")
+    out, err = run(path, "revoke-client", *names, code=USAGE)
+    assert (out, " is no name for a " in err, len(err.splitlines())) == ("", True, 2)
+    assert (tmp_path / "conf.d/ssh.x.toml").exists()
+
+
+def test_a_file_of_its_own_that_is_what_is_wrong_goes_too(path: Path) -> None:
+    write(path.parent, "[clients.ssh.laptop]\nsecret = 5\n", "clients/ssh.laptop.toml")
+    run(path, "revoke-client", "ssh", "laptop", code=BAD_CONFIG)
+    assert (files(path), run(path, "clients")[0]) == ([], "no client\n")
+
+
 def test_a_client_that_stands_elsewhere_is_told_with_its_line_and_left(path: Path) -> None:
     path.write_text(f'{path.read_text()}[clients.ssh.laptop]\nsecret = "JBSWY3DPEHPK3PXPJBSWY3DPEHPK3PXP"\n')
     before = path.read_text()
@@ -486,5 +682,10 @@ def test_a_client_that_stands_elsewhere_is_told_with_its_line_and_left(path: Pat
     assert err.splitlines() == [
         f"logknock: {path}:{line}: client laptop of door ssh has no file of its own",
         "hint: take its table [clients.ssh.laptop] out there, then `logknock reload`",
+    ]
+    _, err = run(path, "enroll", "ssh", "laptop", code=FAILURE)
+    assert err.splitlines() == [
+        f"logknock: client laptop of door ssh is there already: {path}:{line}",
+        "hint: take its table [clients.ssh.laptop] out there, then `logknock reload`; or name another one",
     ]
     assert path.read_text() == before

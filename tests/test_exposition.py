@@ -18,6 +18,7 @@ from logknock import exposition
 from logknock.config import Metrics
 from logknock.config_values import Endpoint
 from logknock.counts import Counts, Facts
+from logknock.errors import UNSEEN_PACKAGES
 from logknock.exposition import MAX_CLIENTS, MAX_HEAD, Answer, Exposition, Request, parse, write_file
 from logknock.standing import DoorStanding, Standing
 
@@ -490,7 +491,7 @@ asyncio.run(main())
 def test_without_the_library_one_line_names_debians_package() -> None:
     """And nothing is said, or imported, where no metrics are configured."""
     done = subprocess.run([sys.executable, "-c", WITHOUT], capture_output=True, text=True, check=True)
-    hint = "`apt install python3-prometheus-client`, or pip's logknock[prometheus]"
+    hint = f"`apt install python3-prometheus-client`{UNSEEN_PACKAGES}; or `pip install prometheus-client`"
     assert done.stdout == f"no metrics: prometheus-client is not installed (hint: {hint})\n1\n"
 
 

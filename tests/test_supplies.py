@@ -12,7 +12,7 @@ from logknock.client import Address, Knock
 from logknock.config_values import PortRange
 from logknock.knock import Service
 from logknock.packet import TCP, UDP
-from logknock.profile_proofs import Asked, fit_user
+from logknock.profile_proofs import Asked
 from logknock.supplies import Sealed, Stepped, seal
 
 HOST = Address(socket.AF_INET, "127.0.0.1")
@@ -150,7 +150,7 @@ def test_who_runs_the_program_is_the_user_where_none_is_named() -> None:
     ],
 )
 def test_a_login_name_is_made_to_fit(name: str, fit: str) -> None:
-    assert fit_user(name) == fit
+    assert spa.fit_user(name) == fit
 
 
 def test_of_a_range_a_port_is_drawn_for_each_packet() -> None:

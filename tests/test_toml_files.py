@@ -30,6 +30,22 @@ def test_a_file_that_cannot_be_understood_is_one_error(tmp_path: Path, text: str
     assert errors(write(tmp_path, text))[0] == [f"logknock.toml{problem}"]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        pytest.param("[clients.vpn.a]\n[clients.vpn.a]\n", id="a client"),
+        pytest.param("[log]\ngroup = 1\ngroup = 2\n", id="a key"),
+        pytest.param("log = {group = 1, group = 2}\n", id="a key in braces"),
+        pytest.param("log = {group = 1}\n[log.file]\n", id="a table that is closed already"),
+        pytest.param("log.group = 1\n[log]\n", id="a table that a key has made"),
+    ],
+)
+def test_what_stands_twice_in_a_file_is_said_to(tmp_path: Path, text: str) -> None:
+    assert errors(write(tmp_path, text))[1] == [
+        "in TOML, a table and a key stand once in a file: make one of the two, or give one another name"
+    ]
+
+
 def test_a_file_of_just_the_largest_size_is_read(tmp_path: Path) -> None:
     """The limit itself is allowed."""
     assert load(write(tmp_path, DOOR + "#" * (MAX_BYTES - len(DOOR)))).doors

@@ -24,6 +24,10 @@ class UnwrittenError(OSError):
     """Standard output takes no more, from a command of which exit code 1 says something else: 2 it is then."""
 
 
+class LostError(LogknockError):
+    """Standard output takes no more of what is nowhere else: that is told even where nobody reads on (`| true`)."""
+
+
 # What a client's machine need not have, and a virtual environment may not see, by the names of Debian's packages.
 _PACKAGES = {"rich": "python3-rich", "systemd": "python3-systemd"}
 
@@ -120,6 +124,8 @@ def main(commands: click.Group = cli) -> None:
         sys.stdout.flush()
     except LogknockError as error:
         code = fail(error)
+        if isinstance(error, LostError):
+            _discard()
     except click.exceptions.Abort:
         code = FAILURE
     except click.ClickException as error:
@@ -135,8 +141,20 @@ def main(commands: click.Group = cli) -> None:
         code = USAGE if isinstance(error, UnwrittenError) else FAILURE
         if error.errno != errno.EPIPE:  # `logknock … | head` needs no telling
             fail(LogknockError(f"standard output: {error.strerror}", "not all that was to be said could be written"))
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is still in the buffer is not to fail again at the end
+        _discard()
     sys.exit(code if isinstance(code, int) else 0)
+
+
+def _discard() -> None:
+    """What is still in standard output's buffer is not to fail again at the end."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+
+
+def check_output() -> None:
+    """Raise LogknockError where the process was started without standard output, which no more than looks written."""
+    if isinstance(getattr(sys.stdout, "name", ""), int):  # _open_missing has opened it, by its number
+        hint = "what is made here is shown once: begin anew, with a terminal or a file"
+        raise LogknockError("there is no standard output: what the client needs would be lost", hint)
 
 
 def _open_missing() -> None:

@@ -1,13 +1,14 @@
 """`logknock check`: is the configuration right? Rule: it says what others found, and finds nothing itself."""
 
 import json
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import click
 
-from .. import lockout, session
+from .. import lockout, session, spa
 from ..config import NO_DOOR, Config, ConfigError, Problem, load
 from ..errors import LogknockError, printable
 from ..firewall.ruleset import knocked_once
@@ -85,10 +86,20 @@ def _check_as_json(path: Path) -> int:
 
 
 def _unwise(config: Config) -> list[Problem]:
-    """What is unwise about it, and what the service cannot read of it."""
+    """What is unwise about it, what the service cannot read of it, and what it cannot be used without."""
     text = f"cannot be read by the user {SERVICE}, as whom the service runs"
     kept = kept_from_service(config.file, config.onetime_files)
-    return [*config.warnings, *(Problem(found.path, None, "", text, found.remedy) for found in kept)]
+    unread = (Problem(found.path, None, "", text, found.remedy) for found in kept)
+    return [*config.warnings, *unread, *_missing(config)]
+
+
+def _missing(config: Config) -> Iterator[Problem]:
+    """What is not installed here: another host may have it."""
+    if any(door.proof == "spa" for door in config.doors):
+        try:
+            spa.require()
+        except LogknockError as error:
+            yield Problem(config.file, None, "", f"{error.message}: without it no SPA door opens", error.hint)
 
 
 def _shut(config: Config) -> list[str]:

@@ -2,18 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from os.path import lexists
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import click
 
-from ..config import Config, load
+from ..config import Config, ConfigError, load
 from ..control import ControlError, ask
 from ..errors import UNAVAILABLE, USAGE, LogknockError, printable
-from ..key_files import Place, places_of, remove_client
+from ..key_files import Place, path_of, places_of, remove_client
 from ..store import DATABASE, StoreError, read_only
-from . import config_option
-from .enroll import json_option, tell
+from . import config_option, fail
+from .enroll import check_name, json_option, tell
 from .status import aligned, local_time
 
 # What closes 65,536 doors takes half a minute, between packets; a reload waits for those that others ask for.
@@ -27,7 +28,7 @@ class _Client(NamedTuple):
     name: str
     kind: str
     place: Place
-    used: float | None
+    used: int | None
     step: int | None
 
 
@@ -70,14 +71,19 @@ def revoke_client(door: str, client: str, config_path: Path) -> int:
     Its file in clients/ is removed; a client that stands elsewhere is not, and the file and line are said. Then the
     running daemon reads its configuration again, and doors that this client opened are closed: only new connections are
     kept out, those that are there go on. Exit code 0: done; 1: there is no such client, or it has no file of its own;
-    77: not allowed; 78: the configuration is wrong; another: the daemon still lets it in, and why.
+    77: not allowed; 78: the configuration is wrong, and whether the file is removed all the same; another: the daemon
+    still lets it in, and why.
     """
-    config = load(config_path)
+    check_name(client, "client")
+    try:
+        config = load(config_path)
+    except ConfigError as error:
+        return _take_file(config_path, door, client, error)
     _check_door(config, door)
     file = config.homes.get((door, client))
     if file is None:
         names = [name for owner, name in config.homes if owner == door]
-        hint = f"its clients are: {', '.join(names)}" if names else f"`logknock enroll {door} CLIENT` makes one"
+        hint = f"its clients are: {', '.join(names)}" if names else _how_to_begin(config, door)
         raise LogknockError(printable(f"door {door} has no client {client}"), hint)
     remove_client(config_path, places_of({(door, client): file})[door, client], door, client)
     click.echo(f"{printable(str(file))} is removed")
@@ -89,6 +95,26 @@ def revoke_client(door: str, client: str, config_path: Path) -> int:
             return 0
         tell(f"the running daemon still lets it in: {error.message}", "`logknock reload`, then `logknock grants`")
         return error.exit_code
+
+
+def _take_file(config_path: Path, door: str, client: str, wrong: ConfigError) -> int:
+    """What can be done beside a configuration that is wrong: the client's own file goes, the daemon is for later."""
+    check_name(door, "door")
+    fail(wrong)
+    file = path_of(config_path, door, client)
+    if not lexists(file):
+        words = f"there is no file {file}; whether client {client} of door {door} stands elsewhere is not known"
+        tell(words, f"mend what is wrong, then `logknock revoke-client {door} {client}`")
+        return wrong.exit_code
+    try:
+        remove_client(config_path, Place(file, None), door, client)
+    except LogknockError as error:
+        again = f"mend what is wrong, then `logknock revoke-client {door} {client}`"
+        tell(f"not revoked: client {client} of door {door} still gets in: {error.message}", again)
+        return wrong.exit_code
+    click.echo(f"{printable(str(file))} is removed")
+    tell("a running daemon still lets it in", "mend what is wrong, then `logknock reload` and `logknock grants`")
+    return wrong.exit_code
 
 
 def _take_back(config: Config, door: str, client: str) -> int:
@@ -123,6 +149,14 @@ def _check_door(config: Config, name: str) -> None:
         raise LogknockError(printable(f"there is no door {name}"), f"the doors are: {', '.join(known)}", USAGE)
 
 
+def _how_to_begin(config: Config, name: str) -> str:
+    """What makes the door's first client."""
+    proof = next(door.proof for door in config.doors if door.name.partition(":")[0] == name)
+    if not proof:
+        return "it takes no clients: whoever knocks its sequence passes"
+    return f"`logknock {config.to_enroll(name)}` makes one"
+
+
 # ---- what is shown
 
 
@@ -152,9 +186,9 @@ def _found(config: Config, used: _Used) -> Iterator[_Client]:
     for door in config.totp:
         for client in door.clients:
             begun = used.steps.get((door.door, client.name))
-            step, when = (None, None) if begun is None else (begun // door.step, float(begun))
+            step = None if begun is None else begun // door.step
             kind = f"code {door.digits}" if door.digits else "totp"
-            yield _Client(door.door, client.name, kind, places[door.door, client.name], when, step)
+            yield _Client(door.door, client.name, kind, places[door.door, client.name], begun, step)
     for key in config.spa_keys:
         when = used.packets.get((key.door, key.client))
         yield _Client(key.door, key.client, "spa", places[key.door, key.client], when, None)

@@ -4,18 +4,21 @@ import io
 import json
 import secrets
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import click
 
 from .. import enrolment, totp
 from ..config import Config, load
-from ..config_values import NAME
+from ..config_values import NAME, WrongError
 from ..control import ControlError, ask
 from ..errors import FAILURE, UNAVAILABLE, UNSEEN_PACKAGES, USAGE, LogknockError, printable
-from ..key_files import places_of, write_client
+from ..key_files import how_by_hand, places_of, write_client
+from ..knock import Service
 from ..ownership import kept_from_service, write_new
-from . import config_option
+from . import LostError, check_output, config_option
 
 # Seconds: reloads that others ask for may be before this one, and a large configuration takes some tenths of one.
 _PATIENCE = 60.0
@@ -23,8 +26,19 @@ _PATIENCE = 60.0
 # Pixels of a PNG for each module of the QR code, and points of an SVG.
 _SCALE = 6
 
+
+def _address(ctx: click.Context, param: click.Parameter, word: str | None) -> str:
+    try:
+        return "" if word is None else enrolment.reached_at(word)
+    except WrongError as error:
+        raise click.BadParameter(f"{error}: {error.hint}", ctx, param) from None
+
+
 address_option = click.option(
-    "--address", metavar="HOST", default="", help="Where the client reaches this host; by default the host's own name."
+    "--address",
+    metavar="HOST",
+    callback=_address,
+    help="Where the client reaches this host; by default the host's own name.",
 )
 reload_option = click.option("--no-reload", is_flag=True, help="Leave the running daemon as it is.")
 json_option = click.option("--json", "as_json", is_flag=True, help="One JSON object on standard output, for programs.")
@@ -51,8 +65,8 @@ def enroll(
     The secret goes into a new file, clients/DOOR.CLIENT.toml beside the configuration. Printed are the client's
     profile, for its client.toml, an otpauth:// URI and, on a terminal, the same as a QR code: they are the secret, so
     show them to nobody else. Then the running daemon reads its configuration again. Exit code 0: done; 1: there is
-    such a client, or it cannot be written; 69: done, but for a QR code that was asked for, which needs python3-segno;
-    77: not allowed; 78: the configuration is wrong.
+    such a client, it cannot be written, or what it needs cannot be printed; 69: done, but for a QR code that was asked
+    for, which needs python3-segno; 77: not allowed; 78: the configuration is wrong.
     """
     config = load(config_path)
     door = _door(config, door_name)
@@ -60,6 +74,7 @@ def enroll(
     if sum(len(known.clients) for known in config.totp) >= totp.MAX_CLIENTS:
         raise LogknockError(f"there are {totp.MAX_CLIENTS:,} clients, which is the most", "revoke some of them")
     _check_picture(qr, as_json)
+    check_output()
     client = totp.Client(client_name, secrets.token_bytes(totp.NEW_SECRET))
     address = address or door.host
     note = f"# The secret of client {client_name} of door {door_name}; `logknock revoke-client` takes it back.\n"
@@ -69,29 +84,49 @@ def enroll(
         "door": door_name,
         "client": client_name,
         "file": str(file),
-        "profile": enrolment.totp_profile(door, client, address),
+        "profile": enrolment.totp_profile(door, client, _opens(config, door_name), address),
         "uri": totp.otpauth(door, client),
         "by_hand": enrolment.arithmetic(door) if door.digits else "",
+        "app": enrolment.for_app(door, client) if door.digits else "",
     }
-    drawn = _draw(told["uri"], qr, as_json)
+    with handing_over(door_name, client_name):
+        drawn = _draw(told["uri"], qr, as_json)
     code = put_in_force(config, no_reload)
-    if as_json:
-        click.echo(json.dumps(told))
-    else:
-        _print(told)
+    with handing_over(door_name, client_name):
+        if as_json:
+            click.echo(json.dumps(told))
+        else:
+            _print(told)
     return code or drawn
+
+
+@contextmanager
+def handing_over(door: str, client: str) -> Iterator[None]:
+    """What is printed here is nowhere else: where it cannot be, it says that the client is there all the same."""
+    try:
+        yield
+        sys.stdout.flush()
+    except OSError as error:
+        lost = f"client {client} of door {door} is enrolled, and what it needs was not printed: {error.strerror}"
+        raise LostError(lost, f"`logknock revoke-client {door} {client}`, and again") from None
 
 
 def check_new(config: Config, door: str, client: str) -> None:
     """Raise LogknockError unless the client may be made: its name fits, and there is none of that name."""
-    if not NAME.fullmatch(client):
-        hint = "up to 63 letters, digits and . _ -, the first a letter or a digit"
-        raise LogknockError(printable(f"{client}: this is no name for a client"), hint, USAGE)
+    check_name(client, "client")
     file = config.homes.get((door, client))
     if file is not None:
         place = places_of({(door, client): file})[door, client]
-        hint = f"`logknock revoke-client {door} {client}` takes it back; or name another one"
-        raise LogknockError(f"client {client} of door {door} is there already: {place}", hint)
+        by_command = f"`logknock revoke-client {door} {client}` takes it back"
+        hint = how_by_hand(config.file, place, door, client) or by_command
+        raise LogknockError(f"client {client} of door {door} is there already: {place}", f"{hint}; or name another one")
+
+
+def check_name(name: str, whose: str) -> None:
+    """Raise LogknockError for what is no name, and so no part of a file's."""
+    if not NAME.fullmatch(name):
+        hint = "up to 63 letters, digits and . _ -, the first a letter or a digit"
+        raise LogknockError(f"{name!r} is no name for a {whose}", hint, USAGE)
 
 
 def _door(config: Config, name: str) -> totp.TotpDoor:
@@ -99,6 +134,10 @@ def _door(config: Config, name: str) -> totp.TotpDoor:
         if door.door == name:
             return door
     raise wrong_door(config, name, [door.door for door in config.totp], "totp = {}")
+
+
+def _opens(config: Config, name: str) -> tuple[Service, ...]:
+    return next(door.opens for door in config.doors if door.name == name)
 
 
 def wrong_door(config: Config, name: str, right: list[str], wanted: str) -> LogknockError:
@@ -145,6 +184,9 @@ def _print(told: dict[str, str]) -> None:
     click.echo(told["profile"])
     if told["by_hand"]:
         click.echo(f"# {told['by_hand']}")
+        click.echo(f"# for the authenticator app, where it cannot scan: {told['app']}")
+    else:
+        click.echo("# for programs that knock; an authenticator app needs a code door")
     click.echo(f"# {told['uri']}")
 
 

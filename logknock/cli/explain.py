@@ -87,7 +87,8 @@ def _lasting(standing: dict[str, Any]) -> Iterator[str]:
         ban = standing["ban"]
         yield _bad(f"{address} is banned: all that it sends is dropped, and nothing of it is logged{_ban_words(ban)}")
     if standing["deaf"]:
-        yield _bad(f"{address} is too fast: nothing of it is logged until it has kept to [firewall] rate for 10 s")
+        others = ", or all of its /64 together" if ":" in address else ""
+        yield _bad(f"{address} is too fast{others}: nothing is logged until [firewall] rate was kept to for 10 s")
     if standing["trouble"]:
         yield _bad(standing["trouble"])
     for source in standing["sources"]:

@@ -2,6 +2,7 @@
 
 import json
 import secrets
+from contextlib import nullcontext
 from pathlib import Path
 
 import click
@@ -12,11 +13,12 @@ from ..config_values import WrongError
 from ..config_values import address as parse_address
 from ..config_values import service as parse_service
 from ..errors import USAGE, LogknockError
+from ..firewall.sets import never_granted
 from ..key_files import write_client
 from ..knock import Service
 from ..packet import address_text
-from . import config_option
-from .enroll import address_option, check_new, json_option, put_in_force, reload_option, tell, wrong_door
+from . import check_output, config_option
+from .enroll import address_option, check_new, handing_over, json_option, put_in_force, reload_option, tell, wrong_door
 
 # What the stock client's `--key-gen` makes: as many bytes as AES-256 has, and as SHA-256 has in a block.
 _KEY, _HMAC_KEY = 32, 64
@@ -29,11 +31,16 @@ def _services(ctx: click.Context, param: click.Parameter, words: tuple[str, ...]
         raise click.BadParameter(f"{error}: {error.hint}", ctx, param) from None
 
 
-def _source(ctx: click.Context, param: click.Parameter, word: str) -> str:
+def _source(ctx: click.Context, param: click.Parameter, word: str | None) -> str:
+    if word is None:
+        return ""
     try:
-        return address_text(parse_address(word)) if word else ""
+        address = parse_address(word)
     except WrongError as error:
         raise click.BadParameter(f"{error}: {error.hint}", ctx, param) from None
+    if why := never_granted(address):
+        raise click.BadParameter(f"{word} is {why}: no door opens for it", ctx, param)
+    return address_text(address)
 
 
 @click.command(
@@ -53,10 +60,10 @@ def _source(ctx: click.Context, param: click.Parameter, word: str) -> str:
 @click.option(
     "--from",
     "source",
-    default="",
     metavar="ADDRESS",
     callback=_source,
-    help="The address that this client always comes from; its packets name it then.",
+    help="The address that this client always comes from; its packets name it then. Without this: require_source is"
+    " false.",
 )
 @click.option(
     "--hmac",
@@ -87,23 +94,26 @@ def keygen(
     Printed are this host's table, unless it is written, the stanza of a .fwknoprc for the stock fwknop client, and a
     profile for ours: they hold the keys, so show them to nobody else. Without --from the client asks for whatever
     address its packet comes from, which a client behind another router needs, and require_source is false for it: who
-    holds up a packet and sends it on opens for themselves. Exit code 0: done; 1: there is such a client, or it cannot
-    be written; 77: not allowed; 78: the configuration is wrong.
+    holds up a packet and sends it on opens for themselves. Exit code 0: done; 1: there is such a client, it cannot
+    be written, or what it needs cannot be printed; 77: not allowed; 78: the configuration is wrong.
     """
     config = load(config_path)
+    opens = _opens(config, door_name)
     check_new(config, door_name, client_name)
     if len(config.spa_keys) >= spa.MAX_SPA_KEYS:
         raise LogknockError(f"there are {spa.MAX_SPA_KEYS} SPA keys, which is the most", "revoke some of them")
+    check_output()
     key = spa.Key(
         door=door_name,
         client=client_name,
         key=secrets.token_bytes(_KEY),
         hmac_key=secrets.token_bytes(_HMAC_KEY),
         digest=digest,
-        allow=_allowed(config, door_name, allow),
+        allow=_allowed(door_name, opens, allow),
         require_source=bool(source),
     )
-    ways = enrolment.Ways(config.spa_ports, config.spa_icmp)
+    terms = config.terms[door_name]
+    ways = enrolment.Ways(terms.ports, terms.icmp)
     table = enrolment.spa_table(key)
     host = address or config.host
     told = {
@@ -119,10 +129,13 @@ def keygen(
         note = f"# The keys of client {client_name} of door {door_name}; `logknock revoke-client` takes them back.\n"
         told["file"] = str(write_client(config_path, door_name, client_name, note + table))
         code = put_in_force(config, no_reload)
-    if as_json:
-        click.echo(json.dumps(told))
-    else:
-        _print(told)
+    with handing_over(door_name, client_name) if write else nullcontext():
+        if as_json:
+            click.echo(json.dumps(told))
+        else:
+            _print(told)
+    if not address:
+        tell(f"the client is told to reach this host as {host}", "--address HOST, where that does not lead here")
     if not source:
         tell(
             f"client {client_name} asks for whatever address its packets come from (require_source = false)",
@@ -131,18 +144,23 @@ def keygen(
     return code
 
 
-def _allowed(config: Config, name: str, asked: tuple[Service, ...]) -> tuple[Service, ...]:
-    """What of the door's services the client may open."""
-    opens = [service for door, service in config.spa_doors if door == name]
+def _opens(config: Config, name: str) -> tuple[Service, ...]:
+    opens = tuple(service for door, service in config.spa_doors if door == name)
     if not opens:
-        raise wrong_door(config, name, list(dict.fromkeys(door for door, _ in config.spa_doors)), "spa = {}")
+        right = [door for door, asked in config.terms.items() if asked.proof == "spa"]
+        raise wrong_door(config, name, right, "spa = {}")
+    return opens
+
+
+def _allowed(name: str, opens: tuple[Service, ...], asked: tuple[Service, ...]) -> tuple[Service, ...]:
+    """What of the door's services the client may open."""
     shown = " ".join(f"--allow {service}" for service in opens)
     if not asked and len(opens) > 1:
         raise LogknockError(f"door {name} opens several services: which of them may the client open?", shown, USAGE)
     for service in asked:
         if service not in opens:
             raise LogknockError(f"door {name} does not open {service}", shown, USAGE)
-    return asked or tuple(opens)
+    return asked or opens
 
 
 def _print(told: dict[str, str]) -> None:

@@ -162,8 +162,10 @@ def knock(words: tuple[str, ...], verbose: bool, **options: Any) -> int:
     2s or 500ms is a pause. A TCP knock is one SYN, a UDP knock one datagram of one NUL byte. Nothing that comes back
     is waited for: whether a door opened is seen by going through it, or with --verify.
 
-    A PROFILE is a host and its knocks under a name, in ~/.config/logknock/client.toml. Several hosts, or profiles, are
-    knocked at all at once; the exit code is then 0, or that of the first one that failed.
+    A PROFILE is a host and what to knock there under a name, in ~/.config/logknock/client.toml: a sequence, the next of
+    a file of one-time sequences, the one that a secret and the time make (totp), or a single encrypted packet (spa).
+    Several hosts, or profiles, are knocked at all at once; the exit code is then 0, or that of the first one that
+    failed.
     """
     if options["ipv4"] and options["ipv6"]:
         raise click.UsageError("-4 and -6 exclude each other.")

@@ -138,7 +138,9 @@ def _lines(found: Status, said: Said, enrolled: Mapping[str, int]) -> Iterator[s
     yield _running(found.running, said.standing)
     if found.running.runs and said.silent:
         yield from _remarks("", (Remark(f"how it stands is not known: {said.silent.words()}", FAILURE),))
-    yield from _remarks("", found.remarks, mild="note")
+    lost = said.standing is not None and any(each["part"] == "store" for each in said.standing["degraded"])
+    # What is wrong with the database the daemon says itself, then.
+    yield from _remarks("", (remark for remark in found.remarks if not (lost and remark.code)), mild="note")
     yield from _remarks("", found.warnings)
     if said.standing is not None:
         yield from _degraded(said.standing)

@@ -126,7 +126,7 @@ def families(case: Case) -> Iterator[Finding]:
 def onetime(case: Case) -> Iterator[Finding]:
     """The files of one-time sequences, and the state database that says how far they are used."""
     found = status.look(case.config.doors, case.config.state, 0, lambda path, count: None)
-    for remark in found.remarks:
+    for remark in () if _distrusted(case) else found.remarks:  # of which `state` says more
         yield _told(case, "state", remark.text, remark.code)
     for file in found.files:
         for remark in file.remarks:
@@ -142,9 +142,8 @@ def clients(case: Case) -> Iterator[Finding]:
     keys = [key.door for key in config.spa_keys]
     enrolled |= {name: keys.count(name) for name, _ in config.spa_doors}
     for name in (name for name, count in enrolled.items() if not count):
-        verb = "enroll" if any(name == door.door for door in config.totp) else "keygen"
         text = f"door {name} has no client: it opens for nobody"
-        yield Finding("clients", Level.WARNING, text, case.command(f"{verb} {name} laptop"))
+        yield Finding("clients", Level.WARNING, text, case.command(config.to_enroll(name, "laptop")))
     if keys:
         try:
             spa.require()
@@ -172,17 +171,33 @@ def state(case: Case) -> Iterator[Finding]:
             text = f"{folder}: {some(left)} there: not the service's, which cannot read what another user has made"
             yield Finding("state", Level.ERROR, text, f"{case.command('rules apply')} && systemctl restart logknock")
         return
+    if error := _distrusted(case):
+        why, _, remedy = error.hint.rpartition(": ")
+        text = f"{error.message}: the daemon remembers nothing{_shut_by_that(case)}"
+        restart = "systemctl restart logknock" if case.is_unit else "then restart the daemon"
+        yield Finding("state", Level.ERROR, text, f"{remedy}  # {why and f'{why}; '}{restart}")
+
+
+def _distrusted(case: Case) -> StoreError | None:
+    """Why the daemon believes nothing of what is in its state directory, if so."""
+    folder = case.config.state
+    if _is_daemons(case, folder):
+        return None
     try:
         distrust(folder, folder.stat())
         for name in (LOCK, *(f"{DATABASE}{part}" for part in PARTS)):
             distrust_file(folder / name)
     except StoreError as error:
-        why, _, remedy = error.hint.rpartition(": ")
-        text = f"{error.message}: the daemon remembers nothing, and one-time doors stay shut"
-        restart = "systemctl restart logknock" if case.is_unit else "then restart the daemon"
-        yield Finding("state", Level.ERROR, text, f"{remedy}  # {why and f'{why}; '}{restart}")
+        return error
     except OSError:  # it is not there yet; or it may not be seen, which is told with what is in it
-        return
+        return None
+    return None
+
+
+def _shut_by_that(case: Case) -> str:
+    """What stays shut where nothing is remembered."""
+    kinds = case.config.remembering
+    return f", and {kinds} doors stay shut" if kinds else ""
 
 
 def _is_daemons(case: Case, folder: Path) -> bool:
@@ -216,7 +231,7 @@ def daemon(case: Case) -> Iterator[Finding]:
     if not running.runs or running.pid is None:
         with suppress(ControlError):
             _standing(case)
-            text = "the daemon runs without its state directory: nothing is remembered, and one-time doors stay shut"
+            text = f"the daemon runs without its state directory: nothing is remembered{_shut_by_that(case)}"
             remedy = "systemctl restart logknock" if case.is_unit else "restart it; its log says why"
             yield Finding("daemon", Level.ERROR, text, remedy)
             return

@@ -14,6 +14,7 @@ from ..firewall import iptables, marks
 from ..firewall.sets import GUARDED, SPA, WATCHED
 from ..knock import Door, Service, SetName
 from ..packet import ICMP, ICMP6, TCP, UDP, bare
+from ..totp import ranges
 from .case import Case
 from .finding import Finding, Level, counted, some
 from .rules import HOOKS, LEGACY, Chain, Listing, Log, Match, networks_of, services_of
@@ -130,11 +131,12 @@ def _compare(case: Case, check: str, name: SetName, wanted: frozenset[Service]) 
     there = frozenset(services_of(case.host.elements(name.name)))
     if missing:
         what = "no knock there is logged" if name == WATCHED else "everybody reaches what it does not hold"
-        text = f"set {name.name} lacks {some(missing)}: {what}; the configuration is newer than the rules"
+        text = f"set {name.name} lacks {some(ranges(missing))}: {what}; the configuration is newer than the rules"
         yield Finding(check, Level.ERROR, text, apply)
     elif (older := there - wanted) and (name != WATCHED or case.knows_all_knocks):
         what = "a packet there is a wrong knock" if name == WATCHED else "no door opens that any more"
-        text = f"set {name.name} still holds {some(older)}: {what}; the configuration is newer than the rules"
+        held = some(ranges(sorted(older)))
+        text = f"set {name.name} still holds {held}: {what}; the configuration is newer than the rules"
         yield Finding(check, Level.WARNING, text, apply)
     else:
         yield Finding(check, Level.OK, counted(len(wanted), "service"))
@@ -155,9 +157,10 @@ def _traps(case: Case) -> Iterator[Finding]:
 
 def _spa(case: Case) -> Iterator[Finding]:
     config = case.config
-    missing = case.sets.lacks(SPA, sorted(config.spa_ends))
+    missing = set(case.sets.lacks(SPA, sorted({end for place in config.spa_places for end in place.ends})))
     if missing:
-        text = f"set spa lacks {_each(missing)}: no SPA packet is read there; the configuration is newer than the rules"
+        lacking = (place for place in sorted(config.spa_places) if not missing.isdisjoint(place.ends))
+        text = f"set spa lacks {_each(lacking)}: no SPA packet is read there; the configuration is newer than the rules"
         yield Finding("set-spa", Level.ERROR, text, case.command("rules apply"))
         return
     older = {to for to in services_of(case.host.elements(SPA.name)) if not _is_within(to, config.spa_places)}
@@ -172,7 +175,7 @@ def _is_within(service: Service, places: Iterable[PortRange]) -> bool:
     return any(proto == service.proto and first <= service.port <= last for proto, first, last in places)
 
 
-def _each(services: Iterable[Service]) -> str:
+def _each(services: Iterable[Service | PortRange]) -> str:
     """The first few of these; ICMP is ICMP, over IPv4 and IPv6."""
     return some(dict.fromkeys(map(str, services)))
 

@@ -373,19 +373,40 @@ def test_metrics_are_given_with_all_that_they_need(fleet: Fleet) -> None:
     until(lambda: not fleet.gate.run("test", "-s", f"{folder}/logknock.prom", check=False).returncode, "a file")
 
 
-def test_clients_of_totp_doors_are_a_variable_and_their_secrets_are_never_shown(fleet: Fleet) -> None:
-    (wanted,) = (block.text for block in PAGE.under("Doors that cannot be replayed").written_in("yaml"))
-    fleet.write("host_vars/gate.example.yml", wanted)
+SECRET_KEYS = ("secret", "key_base64", "hmac_key_base64")
+
+
+def test_clients_of_doors_are_a_variable_and_their_secrets_are_never_shown(fleet: Fleet) -> None:
+    """Secrets and keys as the page has them made; a TOTP door, and then one for single packets in its place."""
+    part = PAGE.under("Doors that cannot be replayed")
+    made = dict(zip(SECRET_KEYS, fleet.guide.run("/dev/urandom").split(), strict=True))
+    derives, packets = (
+        re.sub(r'(\w+): "[\w+/=]{40,}"', lambda found: f'{found[1]}: "{made[found[1]]}"', block.text)
+        for block in part.written_in("yaml")
+    )
+    fleet.write("host_vars/gate.example.yml", derives)
     said = fleet.play("--limit gate.example --diff")
     assert recap(said, "gate.example")["failed"] == 0
     assert "+clients.ssh.anna.secret = (hidden)" in said
-    (secret,) = re.findall(r'secret: "(\w+)"', wanted)
+    secret = made["secret"]
     assert secret not in said
+    assert "warning: clients" not in fleet.logknock("check")
     step = totp.step_at(time.time(), totp.DEFAULT_STEP)
     pool = tuple(service for words in totp.DEFAULT_PORTS for service in services(words))
     knocks = totp.derive(totp.parse_secret(secret), step, "ssh", "gate.example", pool, totp.DEFAULT_LENGTH)
     fleet.opens(*map(str, knocks))
-    fleet.controller.run("rm", f"{FLEET}/host_vars/gate.example.yml")
+    fleet.write("host_vars/gate.example.yml", packets)
+    said = fleet.play("--limit gate.example --diff")
+    assert recap(said, "gate.example")["failed"] == 0
+    assert not [secret for secret in made.values() if secret in said]
+    keys = "".join(f'{name} = "{made[name]}"\n' for name in SECRET_KEYS[1:])
+    profile = f'[profiles.gate]\nhost = "{fleet.gate.ipv6}"\n[profiles.gate.spa]\n{keys}access = ["22/tcp"]\n'
+    fleet.write("spa.toml", f'{profile}address = "source"\n')
+    fleet.controller.run("chmod", "600", f"{FLEET}/spa.toml")
+    fleet.controller.run("logknock-client", "knock", "--profiles", f"{FLEET}/spa.toml", "gate")
+    until(lambda: fleet.granted(fleet.controller.ipv6), "an open door")
+    fleet.logknock("revoke", "--all")
+    fleet.controller.run("rm", f"{FLEET}/host_vars/gate.example.yml", f"{FLEET}/spa.toml")
 
 
 def services(words: str) -> list[Service]:

@@ -602,6 +602,7 @@ CLIENT_ROOMS = {"errors", "client", "knock", "packet", "runs", "positions", "pro
     "toml_lines",
     "toml_tables",
     "totp",
+    "tries",
     "cli",
     "cli.client",
     "cli.knock",
@@ -647,7 +648,7 @@ def test_the_client_alone_needs_nothing_but_the_standard_library_and_click(
     rooms = {name.removeprefix("logknock.") for name in done.stderr.splitlines()[-1].split()}
     assert rooms <= CLIENT_ROOMS
     if words[0] == "knock" and len(words) == 3:
-        assert rooms == {"errors", "client", "knock", "packet", "runs", "cli", "cli.client", "cli.knock"}
+        assert rooms == {"errors", "client", "knock", "packet", "runs", "tries", "cli", "cli.client", "cli.knock"}
 
 
 def test_a_packet_without_the_library_that_encrypts_is_one_line_with_the_packages_name(

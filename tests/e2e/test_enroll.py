@@ -1,12 +1,13 @@
 """A client from `enroll` and `keygen` to `revoke-client`, beside the running daemon: in at once, and out at once."""
 
 import json
+import subprocess
 import time
 from pathlib import Path
 
 import pytest
 
-from logknock.errors import BAD_CONFIG
+from logknock.errors import BAD_CONFIG, FAILURE
 
 from ..config_files import write
 from .world import World, until
@@ -45,24 +46,25 @@ def told(world: World, *words: str) -> dict[str, str]:
     return found
 
 
-def knock(world: World, tmp_path: Path, profile: str) -> None:
-    """`logknock knock PROFILE` with a client.toml of this text; the next one waits for the next step by itself."""
+def knock(world: World, tmp_path: Path, profile: str) -> subprocess.CompletedProcess[str]:
+    """`logknock knock PROFILE` with a client.toml of this text, one try."""
     file = write(tmp_path, profile, "client/client.toml")
     name = profile.partition("[profiles.")[2].partition("]")[0]
-    world.client.logknock("knock", "--profiles", str(file), name)
+    tries = ["--tries", "1"] if "verify" in profile else []
+    return world.client.logknock("knock", "--profiles", str(file), name, *tries, check=False)
 
 
 def test_a_client_is_in_as_soon_as_it_is_enrolled_and_out_as_soon_as_it_is_revoked(
     doors: World, tmp_path: Path
 ) -> None:
     """No restart, no reload by hand: the printed profile knocks. What is open closes with the client."""
-    with doors.daemon():
+    with doors.daemon(), doors.service(8022):
         laptop = told(doors, "enroll", "ssh", "laptop", "--address", doors.gateway.ipv4)
         phone = told(doors, "keygen", "vpn", "phone", "--allow", "1194/udp", "--write", "--address", doors.gateway.ipv4)
         doors.gateway.logknock("grant", "ssh", "198.51.100.7", "-c", str(doors.config))
         (by_hand,) = open_for(doors)
-        knock(doors, tmp_path, laptop["profile"])
-        knock(doors, tmp_path, phone["profile"])
+        assert knock(doors, tmp_path, laptop["profile"]).returncode == 0, "8022/tcp answers, which the profile asks for"
+        assert knock(doors, tmp_path, phone["profile"]).returncode == 0
         until(lambda: len(open_for(doors)) == 3, "both doors open")
         both = [("ssh", "client laptop"), ("vpn:1194/udp", "client phone")]
         assert sorted(open_for(doors)) == sorted([by_hand, *both])
@@ -82,8 +84,9 @@ def test_a_client_is_in_as_soon_as_it_is_enrolled_and_out_as_soon_as_it_is_revok
         assert [key.split()[0] for key in doors.granted()] == ["198.51.100.7"]
 
         time.sleep(1)  # nothing more is to come of what was sent before
-        knock(doors, tmp_path, phone["profile"])
-        knock(doors, tmp_path, laptop["profile"])
+        assert knock(doors, tmp_path, phone["profile"]).returncode == 0, "who sends a packet alone is told nothing"
+        said = knock(doors, tmp_path, laptop["profile"])
+        assert (said.returncode, "did not answer" in said.stderr) == (FAILURE, True), said
         time.sleep(0.5)
         assert open_for(doors) == [by_hand]
 

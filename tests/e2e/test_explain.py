@@ -226,6 +226,10 @@ def test_who_is_banned_too_fast_or_trusted_is_told_so(world: World) -> None:
         until(lambda: standing(world, "198.51.100.7")["deaf"], "the source to be too fast")
         assert "198.51.100.7 is too fast" in shown(world, "198.51.100.7")
         assert not standing(world, "198.51.100.7")["banned"]
+        world.gateway.run("nft", "add", "element", "inet", "logknock", "noisy6", "{ fd98:0:0:7:: timeout 1m }")
+        assert standing(world, "fd98:0:0:7::5")["deaf"]
+        assert "fd98:0:0:7::5 is too fast, or all of its /64 together: nothing" in shown(world, "fd98:0:0:7::5")
+        assert not standing(world, "fd98:0:0:8::5")["deaf"]
         assert standing(world, "198.51.100.8")["banned"]
         assert "all that it sends is dropped" in shown(world, "198.51.100.8")
         assert standing(world, "fd98::5")["banned"]
@@ -432,7 +436,7 @@ def test_t18_a_step_that_comes_again_is_told_as_such_and_whose_it_is(world: Worl
         knocks = derived(world, now)
         world.knock(*knocks)
         daemon.wait_for(f"{world.client.ipv4}: ssh: OPEN SESAME")
-        assert daemon.says(f"{world.client.ipv4}: ssh: step {step_at(now, 30) * 30} of client laptop used")
+        assert daemon.says(f"{world.client.ipv4}: ssh: step {step_at(now, 30)} of client laptop used")
         asked = ["-c", str(world.config)]
         assert "by client laptop" in world.gateway.logknock("status", *asked).stdout
         assert world.gateway.logknock("grants", *asked).stdout.splitlines()[1].split()[-2:] == ["client", "laptop"]

@@ -29,6 +29,9 @@ PAGE = follows("docs/howto/totp.md")
 NAMES = {"gateway.example": HOST[:1], "host.example": HOST[:1]}
 WEB = '[doors.web]\nsequence = ["7000/tcp", "9000/udp", "8000/tcp"]\nopens = ["80/tcp"]\n'
 
+# What the client has already, in a file that ends in the middle of a line, and that others may read.
+OTHER = '[profiles.other]\nhost = "other.example"\nsequence = ["7000/tcp", "8000/tcp"]'
+
 
 def behind(profile: str, seconds: int) -> list[str]:
     """What a client with this profile knocks whose clock is so much too slow."""
@@ -56,10 +59,13 @@ def test_a_door_whose_knocks_cannot_be_replayed(world: World, hosts: tuple[Host,
         guide.run("rules apply")
         assert not reaches(client, HOST[0])
         client.run("sh", "-c", "umask 077; cat > /root/laptop.toml", input=profile)
+        client.run("sh", "-c", "mkdir -p ~/.config/logknock; cat > ~/.config/logknock/client.toml", input=OTHER)
         make_keys(tmp_path, *NAMES, *HOST)
         may_ssh(client, tmp_path)
         with ssh_server(gateway, tmp_path):
             assert "load average" in guide.run("logknock-client knock")
+        kept = client.run("sh", "-c", "stat -c %a ~/.config/logknock/client.toml; cat ~/.config/logknock/client.toml")
+        assert kept.stdout.startswith(f"600\n{OTHER}")
         guide.shown("client laptop\n", guide.run("logknock grants"))
         guide.shown("last used", guide.run("logknock clients"))
         run(client, f"logknock-client knock gateway.example {' '.join(behind(profile, 420))}")

@@ -561,7 +561,7 @@ def test_what_enroll_and_keygen_write_the_service_reads_and_its_limits_let_it_de
         profiles = write(tmp_path, "".join(json.loads(one)["profile"] for one in told), "client.toml")
         environment = os.environ | {"LOGKNOCK_CLIENT": str(profiles), "XDG_STATE_HOME": str(tmp_path)}
         for name in tomllib.loads(profiles.read_text())["profiles"]:
-            server.client.logknock("knock", name, env=environment)
+            server.client.logknock("knock", name, "--tries", "1", env=environment, check=False)  # nothing is at port 80
         both = {f"{address} . tcp . 22", f"{address} . tcp . 80"}
         until(lambda: set(server.granted()) == both, "two open doors")
         assert "denied" not in server.said()
@@ -690,7 +690,7 @@ def test_a_disk_that_is_full_is_told_and_plain_doors_open(server: Server) -> Non
         with server.running():
             said = server.said()
             assert "/var/lib/logknock/traps.seed: No space left on device\nhint: make room" in said
-            assert "nothing is remembered, and one-time doors stay shut until a restart" in said
+            assert "nothing is remembered until a restart: " in said
             (trouble,) = server.standing()["degraded"]
             assert trouble["part"] == "store"
             server.opens()
@@ -701,7 +701,7 @@ def test_a_state_directory_that_cannot_be_written_is_told_and_plain_doors_open(s
     with state_on(server, "ro"), server.running():
         said = server.said()
         assert "Read-only file system" in said
-        assert "nothing is remembered, and one-time doors stay shut until a restart" in said
+        assert "nothing is remembered until a restart: " in said
         server.opens()
 
 
