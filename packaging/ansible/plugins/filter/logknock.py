@@ -23,7 +23,7 @@ ROLES = os.path.join(os.path.dirname(__file__), "..", "..", "roles")
 PORTS = range(1024, 32768)
 
 # Where the sequences of a door are that derives them, if it does not say: of a door's own, of 6 and of 8 digits.
-POOLS = {0: ("20000-20499/tcp",), 6: ("20000-20299/tcp",), 8: ("20000-20399/tcp",)}
+POOLS = {0: ("20000-20499/tcp",), 6: ("21000-21299/tcp",), 8: ("21000-21399/tcp",)}
 
 # What is made up is at least this long, and not longer than a door may have it.
 SHORTEST = 3
