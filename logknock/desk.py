@@ -189,14 +189,15 @@ class Desk:
         name = request.get("door")
         names = [door.name for door in self._duties.known().config.doors]
         names += [name for name in also if name not in names]
-        whole = {name.partition(":")[0] for name in also}  # of an SPA door, all of its services
-        parts = [each for each in names if each.startswith(f"{name}:")]
-        if name not in names and name not in whole and len(parts) == 1:
-            return parts[0]
-        if not isinstance(name, str) or not (name in names or name in whole):
-            shown = printable(name[:64]) if isinstance(name, str) else "of that name"
-            raise LogknockError(f"there is no door {shown}", f"the doors are: {', '.join(names)}", USAGE)
-        return name
+        if not isinstance(name, str):
+            raise LogknockError("there is no door of that name", f"the doors are: {', '.join(names)}", USAGE)
+        # Of an SPA door, all of its services; to be opened, one is named, unless there is but one.
+        if name in names or any(other.partition(":")[0] == name for other in also):
+            return name
+        parts = [other for other in names if other.startswith(f"{name}:")]
+        if len(parts) != 1:
+            raise LogknockError(f"there is no door {printable(name[:64])}", f"the doors are: {', '.join(names)}", USAGE)
+        return parts[0]
 
     # ---- the configuration
 

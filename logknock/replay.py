@@ -395,7 +395,7 @@ class Replay:
             close=tuple(self._close()),
             problems=(*counts.problems, *self._codes.problems.values()),
             onetime=any(door.onetime or door.proof in ("totp", "code") for door in self._doors),
-            spa=tuple(door.name for door in self._doors if door.proof == "spa"),
+            spa=tuple(dict.fromkeys(door.name.partition(":")[0] for door in self._doors if door.proof == "spa")),
         )
 
     def mismatch(self) -> LogknockError | None:

@@ -511,6 +511,22 @@ def guests_packet() -> str:
     return packet("198.51.100.1", keys=(GUEST_KEY, GUEST_HMAC_KEY)).hex()
 
 
+def test_by_hand_a_service_is_named_unless_there_is_but_one(vpn: Vpn) -> None:
+    """As `revoke` takes the door's own name for all of them, `grant` does for the only one."""
+    ours = vpn.world.client.ipv4
+    with vpn.world.daemon() as daemon:
+        daemon.wait_for("ready")
+        command = ("grant", "vpn", ours, "-c", str(vpn.world.config))
+        refused = vpn.world.gateway.logknock(*command, check=False)
+        assert refused.returncode != 0
+        assert "there is no door vpn" in refused.stderr
+        assert "vpn:22/tcp, vpn:1194/udp" in refused.stderr
+        vpn.world.configure(DOORS.replace(', "1194/udp"', "") + LAPTOP.replace(', "1194/udp"', "") + GUEST)
+        assert "reloaded" in vpn.world.gateway.logknock("reload", "-c", str(vpn.world.config)).stdout
+        vpn.world.gateway.logknock(*command)
+        until(lambda: vpn.is_open(f"{ours} . tcp . 22"), "the door")
+
+
 def test_t18_t20_whatever_the_step_of_a_crash_what_opened_is_no_packet_any_more(crashed: World) -> None:
     """T18, T20: killed between any two lines of ours; and its end is seen to, since the grant is on record."""
     check_every_line(crashed, CAME, guests_packet())
