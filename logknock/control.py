@@ -95,10 +95,10 @@ class ControlError(LogknockError):
 class Control:
     """The daemon's side. `open()` needs a running loop; close() when done."""
 
-    def __init__(self, runtime: Path, answers: Answers) -> None:
+    def __init__(self, runtime: Path, answers: Answers, add_client: Callable[[], object] = int) -> None:
         self._path = runtime / NAME
         self._answers = answers
-        self.met = 0  # clients since the start
+        self._add_client = add_client  # told of each that connects
         self.feed = Feed()
         self._turn = asyncio.Lock()  # of which one client at a time has its work done, whoever asks how much
         self._clients: dict[asyncio.Task[None], _Client] = {}  # the oldest first
@@ -141,7 +141,7 @@ class Control:
     async def _meet(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         task = asyncio.current_task()
         assert task is not None
-        self.met += 1
+        self._add_client()
         writer.transport.max_size = MAX_REQUEST  # type: ignore[attr-defined]  # see asyncio.selector_events
         try:
             wire = writer.get_extra_info("socket")

@@ -6,7 +6,6 @@ Rule 3: trouble with the kernel is told, counted and outlived; ending it is up t
 """
 
 import asyncio
-import gc
 import os
 import signal
 import time
@@ -27,6 +26,7 @@ from .errors import UNAVAILABLE, FirewallError, LogknockError, SourceError
 from .explain import Known
 from .exposition import Exposition
 from .firewall.sets import GUARDED, SPA, WATCHED, Sets
+from .garbage import Garbage
 from .gate import Accepted, Gate
 from .intake import Intake, Key, Receive, Source
 from .knock import (
@@ -61,13 +61,6 @@ from .trail import Mailed, Memory, Refused, Stale, Told
 from .turns import Turns
 
 _TICK = 1.0  # seconds between looks at what may have changed without a packet
-
-# The garbage collector walks over every attempt, 20 ms for a full crowd: it runs when there are fewer than that (5 ms),
-# once a minute. Attempts and grants hold no cycles; reloads leave a few, and each client of the control socket 7 kB:
-# after so many of them it runs in any case.
-_COLLECT_BELOW = 8_192
-_COLLECT_EVERY = 60
-_COLLECT_AFTER = 1_000
 
 # Ticks between two looks at whether SPA packets are recorded: some are a millisecond, for a hundred ranges of ports.
 _LOOK_EVERY = 10
@@ -113,8 +106,9 @@ class Daemon:
         self._memory = Memory()
         self._counts = self._memory.counts
         self._reading = ""  # the source that packets come from now
-        self._exposition = Exposition(self._facts, self._tell_metrics)
-        self._control = Control(self._config.runtime, lambda request, peer: self._desk.answer(request, peer))
+        self._garbage = Garbage()
+        self._exposition = Exposition(self._facts, self._tell_metrics, self._garbage.add_client)
+        self._control = Control(self._config.runtime, lambda *ask: self._desk.answer(*ask), self._garbage.add_client)
         self._turns = Turns(self._store, self._on_turn, self._tell_turn)
         self._steps = Steps(self._store, self._matcher, self._tell_clients)
         self._gate = Gate(self._store)
@@ -136,7 +130,6 @@ class Daemon:
         self._apart = 0.0  # by how much the clock of a log is wrong; 0.0: it is not, as far as is known
         self._oldest = self._newest = 0.0  # packets from before or after that mean nothing; set for each read
         self._ticks = 0
-        self._met = 0  # clients of the control socket, and of metrics, when the garbage collector ran last
         self._rates, self._troubles = Rates(), Troubles()
         self._control_trouble: LogknockError | None = None
         self._opening: asyncio.Task[None] | None = None  # the control socket, once more
@@ -145,9 +138,7 @@ class Daemon:
 
     def run(self) -> None:
         """Serve until SIGTERM or SIGINT. Raises SourceError when there is nothing left to read."""
-        gc.collect()
-        gc.freeze()
-        gc.disable()
+        self._garbage.begin()
         asyncio.run(self._serve())
 
     async def _serve(self) -> None:
@@ -425,7 +416,7 @@ class Daemon:
         self._ticks += 1
         if self._apart and self._ticks >= self._tell_apart_at:
             self._tell_apart()
-        self._collect()
+        self._garbage.tick(self._matcher.knockers)
         self._systemd.tick(self.standing(), time.monotonic(), well=not self._intake.neglected())
         if self._intake.ended:
             self._stopped.set()
@@ -436,13 +427,6 @@ class Daemon:
         ended = self._matcher.expire(now)
         self._memory.keep_ended(ended, now)
         self._reporter.tell(ended)
-
-    def _collect(self) -> None:
-        due = self._ticks % _COLLECT_EVERY == 0 and self._matcher.knockers < _COLLECT_BELOW
-        met = self._control.met + self._exposition.met
-        if due or met - self._met >= _COLLECT_AFTER:
-            self._met = met
-            gc.collect()
 
     def _tell_apart(self) -> None:
         way = "behind" if self._apart > 0 else "ahead of"

@@ -170,10 +170,10 @@ async def _in_turns(parts: Iterable[bytes]) -> tuple[bytes, float]:
 class Server:
     """Listens until close(). Raises MetricsError where that cannot be. Needs a running loop."""
 
-    def __init__(self, endpoint: Endpoint, pages: Pages) -> None:
+    def __init__(self, endpoint: Endpoint, pages: Pages, add_client: Callable[[], object]) -> None:
         self.endpoint = endpoint
-        self.met = 0  # clients since the start
         self._pages = pages
+        self._add_client = add_client  # told of each that connects
         self._clients: dict[asyncio.Task[None], None] = {}
         self._socket = _listen(endpoint)
         self._bound = identity(endpoint.path)
@@ -211,7 +211,7 @@ class Server:
         except OSError:  # it is gone again, or there is no descriptor left
             return
         client.setblocking(False)
-        self.met += 1
+        self._add_client()
         if len(self._clients) >= MAX_CLIENTS:
             next(iter(self._clients)).cancel()
         task = self._loop.create_task(self._serve(client))
@@ -393,9 +393,10 @@ def _words(error: OSError) -> str:
 class Exposition:
     """What the configuration asks for of both, and what is wrong with it. Needs a running loop."""
 
-    def __init__(self, facts: Callable[[], Facts], tell: Tell) -> None:
+    def __init__(self, facts: Callable[[], Facts], tell: Tell, add_client: Callable[[], object] = int) -> None:
         self._facts = facts
         self._tell = tell
+        self._add_client = add_client
         self._terms = Metrics()
         self._pages: Pages | None = None
         self._server: Server | None = None
@@ -404,12 +405,6 @@ class Exposition:
         self._missing: MetricsError | None = None  # the library
         self._closed: MetricsError | None = None  # why nothing listens that should
         self._told: set[str] = set()
-        self._met = 0
-
-    @property
-    def met(self) -> int:
-        """Clients since the start."""
-        return self._met + (self._server.met if self._server is not None else 0)
 
     @property
     def troubles(self) -> list[MetricsError]:
@@ -468,13 +463,12 @@ class Exposition:
         if self._terms.listen is None or self._pages is None:
             return
         try:
-            self._server = Server(self._terms.listen, self._pages)
+            self._server = Server(self._terms.listen, self._pages, self._add_client)
         except MetricsError as error:
             self._closed = error
 
     def _hang_up(self) -> None:
         assert self._server is not None
-        self._met += self._server.met
         self._server.close()
         self._server = None
 

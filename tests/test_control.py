@@ -62,6 +62,10 @@ class Served:
 
     control: Control
     loop: asyncio.AbstractEventLoop
+    met = 0  # clients
+
+    def add_client(self) -> None:
+        self.met += 1
 
     def put(self, *said: Answer) -> None:
         """Something happens."""
@@ -86,7 +90,7 @@ def runtime(tmp_path: Path, served: Served) -> Iterator[Path]:
     async def serve() -> None:
         nonlocal done
         done = asyncio.Event()
-        control = served.control = Control(tmp_path / "run", answers)
+        control = served.control = Control(tmp_path / "run", answers, served.add_client)
         await control.open()
         ready.set()
         await done.wait()
@@ -270,13 +274,13 @@ def many(runtime: Path, served: Served, number: int, says: bytes = b"") -> Itera
     with ExitStack() as stack:
         found = []
         for _ in range(number):
-            before = served.control.met
+            before = served.met
             found.append(stack.enter_context(closing(connect(runtime))))
             found[-1].sendall(says)
             if says:
                 assert found[-1].recv(1)
             end = time.monotonic() + 20
-            while served.control.met == before:
+            while served.met == before:
                 assert time.monotonic() < end
         yield found
 
