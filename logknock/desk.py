@@ -21,7 +21,7 @@ Requests, each with "version": 1; `left` and `seconds` are seconds, `since` and 
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 from . import bans, standing
 from .bans import LONGEST, SHORTEST, Bans
@@ -37,8 +37,10 @@ from .standing import Standing, concerns
 # Open doors in an answer: 100 bytes each.
 _AT_ONCE = 64
 
-# Seconds from one reload to the next that is asked for here: each takes some milliseconds in which no packet is read.
+# Seconds from one reload to the next that is asked for here: each takes some milliseconds in which no packet is read,
+# and until it is looked whether one is done.
 RELOAD_PAUSE = 1.0
+_LOOK = 0.01
 
 
 class Reloaded(NamedTuple):
@@ -46,6 +48,16 @@ class Reloaded(NamedTuple):
 
     lines: tuple[str, ...]
     code: int
+
+
+class Reloading(Protocol):
+    """A reload that goes on."""
+
+    def done(self) -> bool:
+        """Whether it is over."""
+
+    def result(self) -> Reloaded:
+        """What became of it, then."""
 
 
 class Duties(NamedTuple):
@@ -58,7 +70,7 @@ class Duties(NamedTuple):
     known: Callable[[], Known]
     open: Callable[[str, bytes, Hand], str]
     close: Callable[[str, bytes, str], bool]
-    reload: Callable[[], Reloaded]
+    reload: Callable[[], Reloading]
 
 
 class Desk:
@@ -206,7 +218,10 @@ class Desk:
         self._reload_at = max(now, self._reload_at + RELOAD_PAUSE)
         if self._reload_at > now:
             yield self._reload_at - now
-        lines, code = self._duties.reload()
+        job = self._duties.reload()
+        while not job.done():
+            yield _LOOK
+        lines, code = job.result()
         yield {"reloaded": not code, "lines": lines, "code": code}
 
 

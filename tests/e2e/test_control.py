@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import select
 import signal
 import socket
 import statistics
@@ -10,8 +11,10 @@ import struct
 import subprocess
 import sys
 import time
+from base64 import b32encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -349,6 +352,66 @@ def test_the_runtime_directory_cannot_change_while_it_runs(world: World) -> None
         daemon.wait_for("[paths] runtime cannot change while logknock runs")
         world.config.write_text(before)
         assert asked(world, "reload").stdout == "reloaded\n"
+
+
+# So many clients that reading the configuration takes some tenths of a second.
+MANY = '[totp]\nhost = "gate.example"\n' + SSH + '[doors.web]\nopens = ["80/tcp"]\ntotp = {}\n'
+MANY += "".join(
+    f'[clients.web.c{number}]\nsecret = "{b32encode(sha256(str(number).encode()).digest()[:25]).decode()}"\n'
+    for number in range(3_000)
+)
+
+
+def test_while_a_reload_reads_many_files_knocks_open_and_questions_are_answered(world: World) -> None:
+    """The loop goes on: whoever reloads keeps nobody waiting."""
+    with running(world) as daemon, socket.socket(socket.AF_UNIX) as slow:
+        world.configure(MANY)
+        slow.connect(str(world.config.parent / "run" / "control.sock"))
+        slow.sendall(b'{"version": 1, "do": "reload"}\n')
+        with socket.socket(socket.AF_UNIX) as quick:
+            quick.connect(str(world.config.parent / "run" / "control.sock"))
+            answers = quick.makefile("rw")
+            for _ in range(5):
+                answers.write('{"version": 1, "do": "status"}\n')
+                answers.flush()
+                while answers.readline() != '{"done": true}\n':
+                    pass
+        assert not select.select([slow], [], [], 0)[0], "its answer comes after those that were asked for later"
+        assert times(world, ["198.51.100.1"])
+        assert json.loads(slow.makefile().readline())["reloaded"] is True
+        daemon.wait_for("reloaded: NFLOG group 5, doors: ssh, web")
+
+
+def test_a_reload_that_is_asked_for_during_another_has_what_was_written_meanwhile(world: World) -> None:
+    with running(world) as daemon:
+        world.configure(MANY)
+        daemon.signal(signal.SIGHUP)
+        time.sleep(0.05)
+        world.configure(SSH.replace("doors.ssh", "doors.late"))
+        for _ in range(20):
+            daemon.signal(signal.SIGHUP)
+        daemon.wait_for("reloaded: NFLOG group 5, doors: late")
+        asked(world, "reload")
+        told = [line.rpartition(" ")[2] for line in daemon.lines if line.startswith("reloaded")]
+        assert set(told) == {"late", "web"}, told
+        assert told == sorted(told, reverse=True)
+        assert len(told) < 10, "those that come together are one"
+
+
+def test_a_daemon_that_is_stopped_while_it_reads_the_configuration_ends_in_peace(world: World) -> None:
+    """Not even where a command has its time to end, in which the files have long been read."""
+    world.configure(SSH + 'on_open = ["/usr/bin/sleep", "1.5"]\n')
+    world.apply()
+    with world.daemon() as daemon:
+        asked(world, "grant", "ssh", "192.0.2.7")
+        world.configure(MANY)
+        daemon.signal(signal.SIGHUP)
+        time.sleep(0.05)
+        assert daemon.stop() == 0
+        assert not daemon.says("reloaded")
+        assert daemon.lines[-1].startswith("stopped"), daemon.lines
+        assert not daemon.says("Traceback")
+        assert not daemon.says("exception")
 
 
 def test_a_door_that_a_reload_has_removed_is_closed_by_its_name(world: World) -> None:
