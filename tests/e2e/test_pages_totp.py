@@ -1,12 +1,6 @@
 """docs/howto/totp.md: a door, an enrolled laptop that knocks, what `explain` says of its clock, and its end."""
 
-import time
-import tomllib
 from pathlib import Path
-
-from logknock import totp
-from logknock.config_values import port_range
-from logknock.knock import Service
 
 from ..netns import Host
 from .pages import (
@@ -23,7 +17,7 @@ from .pages import (
     run,
     ssh_server,
 )
-from .world import World, until
+from .world import World, derived, until
 
 PAGE = follows("docs/howto/totp.md")
 NAMES = {"gateway.example": HOST[:1], "host.example": HOST[:1]}
@@ -31,16 +25,6 @@ WEB = '[doors.web]\nsequence = ["7000/tcp", "9000/udp", "8000/tcp"]\nopens = ["8
 
 # What the client has already, in a file that ends in the middle of a line, and that others may read.
 OTHER = '[profiles.other]\nhost = "other.example"\nsequence = ["7000/tcp", "8000/tcp"]'
-
-
-def behind(profile: str, seconds: int) -> list[str]:
-    """What a client with this profile knocks whose clock is so much too slow."""
-    ((_, asked),) = tomllib.loads(profile)["profiles"].items()
-    keys = asked["totp"]
-    ranges = map(port_range, keys["ports"])
-    pool = tuple(Service(proto, port) for proto, first, last in ranges for port in range(first, last + 1))
-    secret, step = totp.parse_secret(keys["secret"]), totp.step_at(time.time() - seconds, 30)
-    return list(map(str, totp.derive(secret, step, keys["door"], keys["host"], pool, keys["length"])))
 
 
 def test_a_door_whose_knocks_cannot_be_replayed(world: World, hosts: tuple[Host, Host], tmp_path: Path) -> None:
@@ -68,7 +52,7 @@ def test_a_door_whose_knocks_cannot_be_replayed(world: World, hosts: tuple[Host,
         assert kept.stdout.startswith(f"600\n{OTHER}")
         guide.shown("client laptop\n", guide.run("logknock grants"))
         guide.shown("last used", guide.run("logknock clients"))
-        run(client, f"logknock-client knock gateway.example {' '.join(behind(profile, 420))}")
+        run(client, f"logknock-client knock gateway.example {' '.join(derived(profile, late=420))}")
         guide.shown("minutes behind", guide.run("logknock explain"))
         assert "ssh is closed for 203.0.113.7" in guide.run("revoke-client")
         until(lambda: not reaches(client, HOST[0]), "a door that is shut again")

@@ -19,8 +19,8 @@ from logknock.report import MESSAGE_IDS
 from ..config_files import write
 from ..netns import pair
 from .booted import PROJECT, BootedHost, booted
-from .pages import Guide, follows
-from .world import KNOCKS, SSH, World, until
+from .pages import Guide, follows, read
+from .world import KNOCKS, SSH, World, derived, until
 
 UNITS = PROJECT / "packaging/systemd"
 PAGE = follows("docs/howto/service.md")
@@ -871,6 +871,23 @@ def test_secrets_as_the_page_has_them(server: Server, tidy: None) -> None:
     secret = server.host.root("/etc/credstore.encrypted/vault.toml").read_bytes()
     assert b"8443" not in secret
     assert not server.host.root("/etc/credstore/vault.toml").exists()
+
+
+TOTP = '[totp]\nhost = "server.example"\n[doors.ssh]\nopens = ["22/tcp"]\ntimeout = "30s"\ntotp = {}\n'
+
+
+def test_a_client_in_a_credential_as_the_reference_has_it(server: Server, tidy: None) -> None:
+    """Its secret is on the disk in no other form, and what it derives opens the door."""
+    guide = Guide(read("docs/reference/logknock.toml.md"), {"": server.host})
+    server.configure(TOTP)
+    said = guide.run("--name=ssh.laptop.toml")
+    assert "laptop" in server.host.run("logknock", "clients").stdout
+    profile = re.search(r"^\[profiles\..*?(?=^#)", said, re.DOTALL | re.MULTILINE)
+    assert profile, said
+    (secret,) = re.findall('secret = "([A-Z2-7]+)"', profile[0])
+    places = ("/etc/logknock", "/etc/credstore.encrypted", "/etc/systemd", "/var/lib/logknock")
+    assert not server.host.run("grep", "-rl", secret, *places, check=False).stdout
+    server.opens(*derived(profile[0]))
 
 
 def test_an_instance_as_the_page_has_it(server: Server, tidy: None) -> None:

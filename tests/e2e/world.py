@@ -7,11 +7,16 @@ import signal
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+from logknock import totp
+from logknock.config_values import port_range
+from logknock.knock import Service
 
 from ..netns import Host
 
@@ -85,6 +90,16 @@ def write_sequences(path: Path, lines: Sequence[str]) -> Path:
     path.write_text("".join(f"{line}\n" for line in lines))
     path.chmod(0o600)
     return path
+
+
+def derived(profile: str, late: float = 0.0) -> list[str]:
+    """What a client with this profile (TOTP) knocks now, whose clock is so many seconds slow."""
+    ((_, asked),) = tomllib.loads(profile)["profiles"].items()
+    keys = asked["totp"]
+    ranges = map(port_range, keys["ports"])
+    pool = tuple(Service(proto, port) for proto, first, last in ranges for port in range(first, last + 1))
+    secret, step = totp.parse_secret(keys["secret"]), totp.step_at(time.time() - late, 30)
+    return list(map(str, totp.derive(secret, step, keys["door"], keys["host"], pool, keys["length"])))
 
 
 def until(true: Callable[[], object], what: str) -> None:
