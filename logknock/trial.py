@@ -5,8 +5,9 @@ nothing any more but what it holds: the command may be killed, the connection it
 end the session with all that is in it.
 Rule 2: only a word in the trial's file confirms. A file that is gone confirms nothing, whoever tidied up.
 
-The file is `rules.unconfirmed`. Its last line says how the trial ended, once it has; the undoing process holds a lock
-on it for as long as it lives. `rules.lock` is for whoever decides, and for whoever changes what may be on trial.
+The file is `rules.unconfirmed`. A line of it says how the trial ended, once it has, and the first such line counts: the
+undoing process may write its own later. It holds a lock on the file for as long as it lives. `rules.lock` is for
+whoever decides, and for whoever changes what may be on trial.
 """
 
 import errno
@@ -81,9 +82,9 @@ class Trial:
         return told
 
     def told(self) -> Outcome | None:
-        """What the file's last line says of it."""
-        *_, last, unfinished = ("", *os.pread(self._descriptor, _MAX_BYTES, 0).decode().split("\n"))
-        return Outcome(last) if last in set(Outcome) and not unfinished else None
+        """What the file says of it."""
+        *lines, _unfinished = os.pread(self._descriptor, _MAX_BYTES, 0).decode().split("\n")
+        return next((Outcome(line) for line in lines if line in set(Outcome)), None)
 
     def note(self, line: str) -> None:
         """Add a line to the file, in one piece. (Only the first can find the disk full: it takes the room of all.)"""

@@ -319,6 +319,34 @@ def test_a_refused_load_leaves_no_trial(world: World) -> None:
     until(lambda: not subprocess.run(listed, capture_output=True, check=True).stdout, "no process is left")
 
 
+SLOW = """
+import sys, time
+from pathlib import Path
+from logknock import trial
+runtime, let_go = Path(sys.argv[1]), trial._let_go
+def let_go_late(keep):
+    time.sleep(0.5)
+    let_go(keep)
+def undo():
+    (runtime / "undone").touch()
+    return trial.Outcome.UNDONE
+trial._let_go = let_go_late
+with trial.alone(runtime), trial.start(runtime, 2.0, undo) as one:
+    one.end(trial.Outcome(sys.argv[2]))
+"""
+
+
+@pytest.mark.parametrize("outcome", ["refused", "confirmed", "removed"])
+def test_an_undoing_that_is_slow_to_begin_sees_what_was_decided_before_it(
+    world: World, tmp_path: Path, outcome: str
+) -> None:
+    """T38: else it would undo, an hour later, what somebody has loaded since."""
+    world.gateway.python(SLOW, str(tmp_path), outcome)
+    listed = ["ip", "netns", "pids", world.gateway.name]
+    until(lambda: not subprocess.run(listed, capture_output=True, check=True).stdout, "no process is left")
+    assert not (tmp_path / "undone").exists()
+
+
 def test_only_root_can_hold_the_lock_that_an_undoing_needs(world: World) -> None:
     """T38: whoever may open a file may lock it, and nothing could be undone."""
     with trial(world, "60s") as tried:
