@@ -320,7 +320,8 @@ def read_code(picture: Image.Image) -> list[str]:
     grey = picture.convert("L")
     found = zbar.Image(grey.width, grey.height, "Y800", grey.tobytes())
     zbar.ImageScanner().scan(found)
-    return [symbol.data for symbol in found]
+    # Of other kinds of codes it sees one now and then where there is none.
+    return [symbol.data for symbol in found if symbol.type == zbar.Symbol.QRCODE]
 
 
 def drawn(text: str) -> Image.Image:
