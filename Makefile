@@ -11,7 +11,7 @@ PEERS := $(VENV)/peers
 
 RUN_PACKAGES := iproute2 netbase nftables python3 python3-click python3-cryptography python3-nftables python3-rich python3-segno python3-systemd python3-venv \
 	python3-watchdog util-linux
-TEST_PACKAGES := curl dropbear-bin e2fsprogs git iptables jq knockd librsvg2-bin logrotate man-db netcat-openbsd nmap oathtool openssh-client \
+TEST_PACKAGES := curl dropbear-bin e2fsprogs git iptables jq knockd libfaketime librsvg2-bin logrotate man-db netcat-openbsd nmap oathtool openssh-client \
 	openssh-sftp-server procps python3-iptables python3-pil python3-prometheus-client python3-zbar strace systemd systemd-container tcpd tcpdump
 # What builds the site and the man pages, besides python3-click (debian/control names the same).
 DOC_PACKAGES := python3-myst-parser python3-sphinx

@@ -2,8 +2,8 @@
 
 Rule 1: what is knocked is derived here by logknock/totp.py, which docs/reference/totp.md and its vectors hold to its
 word, or by `logknock knock` and oathtool themselves. Rule 2: no clock of this machine is set: a clock that is off is a
-client that knocks the sequence of another step. (What a clock that steps back and forth does is shown where time is a
-number: tests/test_knock.py and tests/test_steps.py.) Rule 3: where a test needs two steps, the door's are short ones.
+client that knocks the sequence of another step. (What a daemon's clock that is set does: test_clock.py.)
+Rule 3: where a test needs two steps, the door's are short ones.
 """
 
 import json

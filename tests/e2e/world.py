@@ -182,9 +182,9 @@ class World:
         self.gateway.logknock("rules", "apply", "-c", str(self.config))
 
     @contextmanager
-    def daemon(self, *, ready: bool = True) -> Iterator[Daemon]:
-        """The daemon, until the block ends."""
-        command = [sys.executable, "-m", "logknock", "run", "-c", str(self.config)]
+    def daemon(self, *, ready: bool = True, before: Sequence[str] = ()) -> Iterator[Daemon]:
+        """The daemon, until the block ends; before: what stands before its command."""
+        command = [*before, sys.executable, "-m", "logknock", "run", "-c", str(self.config)]
         process = self.gateway.start(*command, stderr=subprocess.PIPE)
         daemon = Daemon(process)
         try:
