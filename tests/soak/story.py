@@ -109,6 +109,8 @@ def soak(folder: Path, seconds: float, seed: int, tell: Callable[[Told], None]) 
     random, failures = Random(seed), list[str]()  # noqa: S311  # nothing to guess here
     with ExitStack() as stack:
         sites = [_by_nflog(stack, folder, random, failures), _by_journal(stack, folder, random, failures)]
+        for each in sites:
+            _fill(each)
         start = time.monotonic()
         agenda = Agenda(random, _FASTER if seconds < _SHORT else 1.0)
         actors = [_Actors(one, agenda, start + seconds - _ENDING) for one in sites]
@@ -147,6 +149,23 @@ def _sequences(random: Random) -> list[tuple[Service, ...]]:
     return [tuple(Service(TCP, port) for port in ports) for ports in every]
 
 
+def _fill(site: Site) -> None:
+    """What is to be full is full before the time begins: on a busy machine it takes longer."""
+    for frame in _filling(site):
+        site.raw.send(frame)
+        time.sleep(1 / _FILLING_RATE)
+
+
+def _filling(site: Site) -> Iterator[bytes]:
+    first, second, *_ = DOORS[0].knocks
+    for number in range(_FIRST_KNOCKS):
+        yield site.frame(bytes((198, 19, number >> 8, number & 255)), first)
+    for number in range(_RESENDING):
+        src = bytes((198, 18, 0, number))
+        yield site.frame(src, first)
+        yield from [site.frame(src, second)] * _RESENDS
+
+
 class _Actors:
     """Everybody who has to do with one site."""
 
@@ -162,11 +181,8 @@ class _Actors:
         self._commands: list[tuple[Popen[str], str]] = []
 
     def begin(self) -> None:
-        """Fill what is to be filled, and have it all happen."""
+        """Have it all happen."""
         one, every = self._site, self._agenda.every
-        for frame in self._filling():
-            one.raw.send(frame)
-            time.sleep(1 / _FILLING_RATE)
         every(_LOOK, one.look, exact=True)
         every(1.0, self._settle, exact=True)
         self._agenda.at(time.monotonic() + _WARM, self._warm)
@@ -181,15 +197,6 @@ class _Actors:
         every(_CHATTER, lambda: one.chatter(self._random.choice(_CHATTER_SAYS)))
         if isinstance(one.world.gateway, BootedHost):
             every(_RESTART, self._restart)
-
-    def _filling(self) -> Iterator[bytes]:
-        first, second, *_ = DOORS[0].knocks
-        for number in range(_FIRST_KNOCKS):
-            yield self._site.frame(bytes((198, 19, number >> 8, number & 255)), first)
-        for number in range(_RESENDING):
-            src = bytes((198, 18, 0, number))
-            yield self._site.frame(src, first)
-            yield from [self._site.frame(src, second)] * _RESENDS
 
     def finish(self) -> None:
         """The last look."""
