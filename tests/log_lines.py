@@ -3,7 +3,7 @@
 import os
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 from logknock.packet import Packet
@@ -66,9 +66,9 @@ def open_descriptors(folder: Path) -> list[str]:
     """What this process has open there."""
     found = []
     for link in Path("/proc/self/fd").iterdir():
-        target = os.readlink(link) if os.path.lexists(link) else ""
-        found += [target] if target.startswith(f"{folder}/") else []
-    return found
+        with suppress(FileNotFoundError):  # closed since, by another thread
+            found.append(os.readlink(link))
+    return [target for target in found if target.startswith(f"{folder}/")]
 
 
 @contextmanager

@@ -433,7 +433,7 @@ def test_what_cannot_be_watched_does_not_run(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_a_command_that_hangs_is_killed_with_all_it_started(tmp_path: Path) -> None:
     path = script(tmp_path, f"trap '' TERM INT HUP\nsleep 1000 & echo $! > {tmp_path}/pid; echo begun; wait; wait")
-    assert texts(path, limit=2.0) == ["output: begun", "bad: killed after 2 s"]
+    assert texts(path, limit=6.0) == ["output: begun", "bad: killed after 6 s"]
     pid = int((tmp_path / "pid").read_text())
     asyncio.run(until(lambda: not is_running(pid)))
 
@@ -599,9 +599,11 @@ def test_so_many_run_at_once_and_the_rest_wait_in_order(tmp_path: Path) -> None:
 
 def test_commands_of_one_door_and_address_run_one_after_the_other(tmp_path: Path) -> None:
     log = tmp_path / "log"
-    path = script(tmp_path, f'echo "begin $1 $2" >> {log}; sleep $3; echo "end $1 $2" >> {log}')
+    # The first of each waits until all three have begun.
+    together = f"[ $2 != 0 ] || until [ $(wc -l < {log}) -ge 3 ]; do sleep 0.01; done"
+    path = script(tmp_path, f'echo "begin $1 $2" >> {log}; {together}; sleep $3; echo "end $1 $2" >> {log}')
     whose = [(V4, "ssh"), (V6, "ssh"), (V4, "web")]
-    pauses = ["0.2", "0", "0.1", "0"]
+    pauses = ["0", "0", "0.1", "0"]
     play(
         *(
             a_command(path, f"{door}-{len(src)}", str(number), pause, src=src, door=door)
@@ -663,6 +665,7 @@ def test_the_number_of_waiting_commands_is_bounded(monkeypatch: pytest.MonkeyPat
 
 def test_at_the_end_what_runs_is_killed_and_counts_as_not_done(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(actions, "STOP_GRACE", 0.2)
+    monkeypatch.setattr(actions, "STOP_PATIENCE", PATIENCE)
     told: list[Told] = []
     done: list[str] = []
     before = children()
@@ -690,10 +693,14 @@ def test_at_the_end_what_runs_has_a_moment_to_end_by_itself(tmp_path: Path, monk
 
     async def main() -> None:
         runner = Runner(told.append)
-        runner.run(a_command("/bin/sleep", "0.2"), lambda: done.append("running"))
+        path = script(tmp_path, f"while [ ! -e {tmp_path}/go ]; do sleep 0.01; done")
+        runner.run(a_command(path), lambda: done.append("running"))
         runner.run(a_command("/bin/true"), lambda: done.append("waiting"))
         await until(lambda: runner.running)
-        assert await runner.stop() == 1
+        stopping = asyncio.create_task(runner.stop())
+        await asyncio.sleep(0)  # it has begun to
+        (tmp_path / "go").touch()
+        assert await stopping == 1
 
     asyncio.run(main())
     assert done == ["running"]

@@ -435,11 +435,11 @@ def test_what_happens_while_the_first_answers_are_given_is_not_lost(tmp_path: Pa
 def test_who_watches_may_be_silent_and_may_have_nothing_more_to_ask(
     runtime: Path, served: Served, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(control, "PATIENCE", 0.05)
+    monkeypatch.setattr(control, "PATIENCE", 2.0)
     wire, lines = watching(runtime)
     with wire:
         wire.shutdown(socket.SHUT_WR)  # as `nc -N` leaves it
-        time.sleep(0.3)
+        time.sleep(2.5)
         served.put({"event": 1})
         assert next(lines) == {"event": 1}
 
@@ -487,9 +487,14 @@ def test_who_does_not_read_hears_how_much_it_missed(
 def test_of_what_is_worth_nothing_later_the_last_comes(runtime: Path, served: Served) -> None:
     wire, lines = watching(runtime)
     with wire:
-        served.put_latest({"standing": 1})
-        served.put({"event": 1})
-        served.put_latest({"standing": 2})
+
+        def happen() -> None:
+            """In one turn of the loop: nothing is sent in between."""
+            served.control.feed.put_latest({"standing": 1})
+            served.control.feed.put({"event": 1})
+            served.control.feed.put_latest({"standing": 2})
+
+        served.loop.call_soon_threadsafe(happen)
         assert [next(lines), next(lines)] == [{"event": 1}, {"standing": 2}]
 
 

@@ -244,7 +244,8 @@ def test_who_goes_without_a_word_costs_nothing(page: Path, served: Served) -> No
 def test_who_is_slow_is_given_up(page: Path, said: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exposition, "PATIENCE", 0.3)
     with connect(page) as wire:
-        wire.sendall(said)
+        with suppress(BrokenPipeError):  # given up already, by a machine that paused here
+            wire.sendall(said)
         assert rest(wire) == b""
 
 
@@ -268,7 +269,8 @@ def test_who_holds_all_places_gives_way_to_the_next(page: Path, monkeypatch: pyt
 
 def test_a_flood_of_clients_takes_no_more_turns_than_it_may(page: Path, served: Served) -> None:
     """As many connections as two threads can make: a hundred a second are met, and the others wait in the kernel."""
-    end = time.monotonic() + 1.0
+    began = time.monotonic()
+    end = began + 1.0
     before = served.met
 
     def flood() -> None:
@@ -283,7 +285,8 @@ def test_a_flood_of_clients_takes_no_more_turns_than_it_may(page: Path, served: 
         thread.start()
     for thread in threads:
         thread.join()
-    assert 5 < served.met - before <= 1.2 / exposition.ACCEPT_PAUSE
+    met = served.met - before
+    assert 5 < met <= 1.2 * (time.monotonic() - began) / exposition.ACCEPT_PAUSE
 
 
 def test_a_page_of_many_doors_is_made_in_turns_and_not_again_at_once() -> None:

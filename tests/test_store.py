@@ -764,10 +764,13 @@ class TestTrouble:
         with opened(tmp_path) as store:
             with closing(sqlite3.connect(tmp_path / DATABASE, isolation_level=None)) as other:
                 other.execute("BEGIN IMMEDIATE")
-                started = time.monotonic()
-                with pytest.raises(StoreError, match="locked") as caught:
-                    use(store, 1)
-                assert time.monotonic() - started < 1
+                took = []
+                for _ in range(3):  # the machine may pause, but not in each of them
+                    started = time.monotonic()
+                    with pytest.raises(StoreError, match="locked") as caught:
+                        use(store, 1)
+                    took.append(time.monotonic() - started)
+                assert min(took) < 1
                 assert "another program" in caught.value.hint
                 assert not store.was_used("ssh", sequence(1))
                 for record in (use_step, see):

@@ -120,10 +120,17 @@ def _name(process: int) -> str:
 def _power_off(groups: Sequence[Path]) -> None:
     """Pull the plug."""
     for group in groups:
-        for file in group.rglob("cgroup.procs"):
-            for process in file.read_text().split():
+        for place, *_ in os.walk(group):  # its systemd removes groups meanwhile, as long as it lives
+            for process in _processes(Path(place, "cgroup.procs")):
                 with suppress(ProcessLookupError):
-                    os.kill(int(process), signal.SIGKILL)
+                    os.kill(process, signal.SIGKILL)
+
+
+def _processes(file: Path) -> list[int]:
+    """Those in a control group; none if it is gone."""
+    with suppress(OSError):
+        return [int(process) for process in file.read_text().split()]
+    return []
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from typing import Self
 
 from ..netns import Host
+from .world import PATIENCE
 
 # Echoes on each SERVICE of the arguments, at all addresses of both families.
 SERVER = """
@@ -52,7 +53,8 @@ with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, kind) as 
     except ConnectionRefusedError:
         print("refused")
     except TimeoutError:
-        print("silence")
+        again = s.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 3)[2] if proto == "tcp" else 0  # tcpi_retransmits
+        print("silence", again)
 """
 
 # COUNT datagrams at once from SOURCE to HOST PORT.
@@ -113,16 +115,21 @@ def at(host: Host, version: int) -> str:
     return host.ipv4 if version == 4 else host.ipv6
 
 
-def probe(client: Host, source: str, target: str, service: str, expected: str) -> None:
-    """Try once; silence is waited for a moment only, an answer until it comes."""
-    came = client.python(PROBE, source, target, service, "0.3" if expected == "silence" else "10").stdout.strip()
+def probe(client: Host, source: str, target: str, service: str, expected: str) -> int:
+    """Try once; silence is waited for a moment only, an answer until it comes.
+
+    How many packets that was: on a machine that stood still for a second the kernel has repeated a SYN.
+    """
+    patience = 0.3 if expected == "silence" else PATIENCE
+    came, *again = client.python(PROBE, source, target, service, str(patience)).stdout.split()
     assert came == expected
+    return 1 + sum(map(int, again))
 
 
 @contextmanager
 def running(host: Host, *command: str, ready: str) -> Iterator[subprocess.Popen[str]]:
-    """A program in the background, from the line that says it is ready on; two minutes at most."""
-    process = host.start("timeout", "120", *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    """A program in the background, from the line that says it is ready on; ten minutes at most."""
+    process = host.start("timeout", "600", *command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
     try:
         assert process.stdout is not None
         for line in process.stdout:

@@ -132,6 +132,7 @@ class Fleet:
 
     def opened(self) -> int:
         """How often a door has opened over IPv6."""
+        self.gate.run("journalctl", "--sync")  # the daemon has said it, and journald taken it in
         said = self.gate.run("journalctl", "-u", "logknock", "-o", "cat").stdout
         return said.count(f"{self.controller.ipv6}: ssh: OPEN")
 
@@ -310,7 +311,7 @@ def test_check_mode_says_what_would_change_and_shows_no_secret(fleet: Fleet) -> 
 def test_t38_rules_that_lock_the_controller_out_undo_themselves(fleet: Fleet) -> None:
     """T38. It is neither trusted nor does it knock: the new connection fails, and all is as it was."""
     before = fleet.state()
-    words = "-e logknock_trust_controller=false -e logknock_confirm=12 -e 'ansible_ssh_common_args=\"-F none\"'"
+    words = "-e logknock_trust_controller=false -e logknock_confirm=20 -e 'ansible_ssh_common_args=\"-F none\"'"
     said = fleet.play("--limit gate.example", words, code=2)
     fleet.guide.shown("No new connection", said)
     assert fleet.state() == before
@@ -330,7 +331,7 @@ TRIAL = """
         mode: "0640"
         validate: logknock check -c %s
         rules: "{{ rules | default('trial') }}"
-        confirm: 10
+        confirm: 20
         reload: true
 """
 
@@ -425,16 +426,15 @@ def test_ansible_connects_only_because_it_knocks(fleet: Fleet) -> None:
     assert not fleet.gate.run("ls", "/etc/systemd/system/logknock.service.d").stdout, "no metrics, no drop-in"
     assert "trusted" not in fleet.gate.run("cat", "/etc/logknock/logknock.toml").stdout
     fleet.logknock("revoke", "--all", check=False)
-    once = "env ANSIBLE_SSH_ARGS='-F none -o ControlPath=none -o ConnectTimeout=2'"
-    alone = f"{once} ansible -i inventory.yml logknock_servers -m ping"
 
-    def pings(*more: str) -> bool:
-        shell = f"cd {FLEET} && exec {alone} {' '.join(more)}"
+    def pings(*more: str, patience: int = 20) -> bool:
+        once = f"env ANSIBLE_SSH_ARGS='-F none -o ControlPath=none -o ConnectTimeout={patience}'"
+        shell = f"cd {FLEET} && exec {once} ansible -i inventory.yml logknock_servers -m ping {' '.join(more)}"
         return not fleet.controller.run(
             "bash", "-c", shell, check=False, env={"PATH": "/usr/bin", "HOME": "/root"}
         ).returncode
 
-    assert not pings("-e ansible_ssh_common_args=")
+    assert not pings("-e ansible_ssh_common_args=", patience=2)
     assert fleet.granted(fleet.controller.ipv4) == []
     assert pings()
     assert fleet.granted(fleet.controller.ipv4) == ["ssh"]
@@ -590,7 +590,8 @@ CLIENT = """
 
 
 def test_no_secret_was_printed(fleet: Fleet) -> None:
-    everything = "".join(fleet.printed)
+    # Less the names of folders, which hold the numbers of processes.
+    everything = re.sub(r"ansible-tmp-[\d.-]+", "", "".join(fleet.printed))
     assert "TASK" in everything
     for knock in (*KNOCKS, *published(fleet)):
         assert knock not in everything

@@ -77,8 +77,8 @@ def test_what_the_page_asks_is_answered_as_it_shows(world: World) -> None:
         assert "192.0.2.9" in world.gateway.python(program.replace("/run/logknock/control.sock", str(path))).stdout
         request, *shown = watching
         client.ask(request)
+        told: list[Any] = [client.hear()]  # from here on it is told of what happens
         world.spoof(*(f"192.0.2.7>{world.gateway.ipv4}:{service}" for service in ("7000/tcp", "8000/tcp", "9000/udp")))
-        told: list[Any] = []
         while not any("grant" in answer for answer in told):
             told.append(client.hear())
         other = Asked(path)

@@ -10,7 +10,7 @@ import pytest
 
 from logknock.sources.nflog import Nflog
 
-from .world import KNOCKS, SSH, World, until
+from .world import KNOCKS, PATIENCE, SSH, World, until
 
 SSH_4 = "10.99.0.2 . tcp . 22"
 SSH_6 = "fd99::2 . tcp . 22"
@@ -18,7 +18,7 @@ SSH_6 = "fd99::2 . tcp . 22"
 
 @pytest.mark.parametrize("family", ["ipv4", "ipv6"])
 def test_a_knock_opens_the_door_and_time_closes_it(world: World, family: str) -> None:
-    world.configure(SSH.replace("30s", "4s"))
+    world.configure(SSH.replace("30s", "8s"))
     address = getattr(world.gateway, family)
     src = getattr(world.client, family)
     world.apply()
@@ -64,7 +64,8 @@ def test_wrong_knocks_open_nothing_and_a_retry_does(world: World, services: tupl
     world.apply()
     with world.daemon() as daemon:
         world.knock(*services)
-        until(lambda: daemon.counter("records") >= 2, "the records")
+        recorded = [service for service in services if service != "7000/udp"]
+        until(lambda: daemon.counter("records") >= len(recorded), "the records")
         assert not daemon.says("OPEN SESAME")
         assert world.granted() == {}
         world.knock(*KNOCKS)
@@ -88,12 +89,13 @@ import time; time.sleep(3)
     with world.daemon() as daemon:
         world.client.python(blocking, world.gateway.ipv4)
         daemon.wait_for("OPEN SESAME")
-        assert daemon.counter("records") > 3, "the client was meant to resend"
+        until(lambda: daemon.counter("records") > 3, "what the client was meant to send again")
         assert sum("OPEN SESAME" in line for line in daemon.lines) == 1
 
 
 def test_t15_clients_do_not_disturb_each_other(world: World) -> None:
     """T5, T15, T11: a second source knocks in between, wrong and right, and a spoofed source fails."""
+    world.configure(SSH + 'seq_timeout = "2m"\n')
     world.apply()
     other = "198.51.100.9"
     to = world.gateway.ipv4
@@ -142,7 +144,7 @@ def test_t12_spoofed_failures_never_lock_out_a_trusted_address(world: World) -> 
 
 def test_t32_kill_9_leaves_no_door_open(world: World) -> None:
     """T32: the kernel closes the door on time, daemon or no daemon."""
-    world.configure(SSH.replace("30s", "3s"))
+    world.configure(SSH.replace("30s", "8s"))
     world.apply()
     with world.service(22), world.daemon() as daemon:
         world.knock(*KNOCKS)
@@ -160,24 +162,23 @@ def test_t33_a_knock_on_an_open_door_refreshes_it(world: World) -> None:
     with world.daemon() as daemon:
         world.knock(*KNOCKS)
         daemon.wait_for("OPEN SESAME")
-        until(lambda: world.granted()[SSH_4]["expires"] <= 27, "some of its time to pass")
+        until(lambda: world.granted()[SSH_4]["expires"] <= 24, "some of its time to pass")
         world.knock(*KNOCKS)
-        until(lambda: world.granted()[SSH_4]["expires"] > 27, "the refresh")
+        until(lambda: world.granted()[SSH_4]["expires"] > 24, "the refresh")
         assert world.granted()[SSH_4]["timeout"] == 30
 
 
 def test_t29_a_backlog_opens_nothing(world: World) -> None:
     """T29: knocks that waited for a stopped daemon longer than seq_timeout are too old when it goes on."""
-    world.configure(SSH + 'seq_timeout = "2s"\n')
+    world.configure(SSH + 'seq_timeout = "4s"\n')
     world.apply()
     with world.daemon() as daemon:
         world.knock("7000/tcp")
         daemon.wait_for("Stage 1")  # the kernel stamps packets from about now on
         daemon.wait_for("sequence timeout (stage 1)")
         daemon.signal(signal.SIGSTOP)
-        sent = time.monotonic()
         world.knock(*KNOCKS)
-        until(lambda: time.monotonic() > sent + 3, "the backlog to grow old")
+        time.sleep(5)  # they are too old then, the last one too
         daemon.signal(signal.SIGCONT)
         until(lambda: daemon.counter("records") == 4, "the backlog to be read")
         assert daemon.counter("too old") > 0
@@ -200,7 +201,7 @@ def test_t29_a_restart_opens_nothing(world: World) -> None:
 
 def test_t34_a_flushed_ruleset_is_told_and_grants_come_back(world: World) -> None:
     """T34: with the time that they still have (T33). Who wants no rules put back puts them there himself."""
-    world.configure(SSH + "[firewall]\nrestore = false\n")
+    world.configure(SSH.replace("30s", "2m") + "[firewall]\nrestore = false\n")
     world.apply()
     with world.daemon() as daemon:
         world.knock(*KNOCKS)
@@ -211,7 +212,7 @@ def test_t34_a_flushed_ruleset_is_told_and_grants_come_back(world: World) -> Non
         world.apply()
         daemon.wait_for("the open doors of 1 address are put back")
         element = world.granted()[SSH_4]
-        assert 0 < element["expires"] < 30
+        assert 0 < element["expires"] < 120
         assert daemon.stop() == 0
 
 
@@ -250,7 +251,7 @@ def test_t34_a_door_closes_although_one_of_its_sets_is_missing(world: World) -> 
     own = 'sets = ["inet mine allowed"]\n'
     own += '[doors.done]\nsequence = ["9000/udp", "8000/tcp", "7000/tcp"]\ncloses = ["ssh"]\n'
     mine = "table inet mine { set allowed { type ipv4_addr; flags timeout; }; }"
-    world.configure(SSH + own)
+    world.configure(SSH.replace("30s", "10m") + own)
     world.gateway.nft(mine)
     world.apply()
     with world.daemon() as daemon:
@@ -265,14 +266,17 @@ def test_t34_a_door_closes_although_one_of_its_sets_is_missing(world: World) -> 
 
 def test_t36_a_bad_reload_keeps_configuration_attempts_and_grants(world: World) -> None:
     """T36: and says what is wrong; a good one then takes over, attempts and grants included."""
+    patient = 'seq_timeout = "2m"\n'
+    ssh = SSH.replace("30s", "10m") + patient
+    good = f'{ssh}[doors.web]\nsequence = ["7000/tcp", "8000/tcp", "9001/udp"]\nopens = ["80/tcp"]\n{patient}'
+    world.configure(ssh)
     world.apply()
-    good = SSH + '[doors.web]\nsequence = ["7000/tcp", "8000/tcp", "9001/udp"]\nopens = ["80/tcp"]\n'
     with world.daemon() as daemon:
         world.knock(*KNOCKS)
         daemon.wait_for("OPEN SESAME")
         world.spoof(*(f"198.51.100.9>{world.gateway.ipv4}:{service}" for service in KNOCKS[:2]))
         daemon.wait_for("198.51.100.9: ssh: Stage 2")
-        world.configure(SSH.replace("9000/udp", "90000/udp").replace("22/tcp", "0/tcp"))
+        world.configure(ssh.replace("9000/udp", "90000/udp").replace("22/tcp", "0/tcp"))
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("not reloaded")
         assert daemon.says("doors.ssh.sequence")
@@ -395,7 +399,7 @@ def test_sigterm_and_sigint_end_it_cleanly(world: World) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         with world.daemon() as daemon:
             daemon.signal(number)
-            assert daemon.process.wait(5) == 0
+            assert daemon.process.wait(PATIENCE) == 0
             assert daemon.says("stopped")
 
 

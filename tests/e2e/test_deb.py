@@ -185,7 +185,7 @@ def _prepend(path: str, text: str) -> Callable[[Path], object]:
 def _apt(host: Host, *words: str, check: bool = True) -> subprocess.CompletedProcess[str]:
     """apt-get, as a script runs it: nobody answers."""
     command = ("env", f"PATH={PATH}", "DEBIAN_FRONTEND=noninteractive", "LC_ALL=C.UTF-8", "apt-get", "-qy", *words)
-    return host.run(*command, check=check)
+    return host.run(*command, check=check, timeout=180)
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """`logknock demo`: what a person sees is what happened, and nothing of it remains, however it ends."""
 
+import fcntl
 import json
 import os
 import pty
@@ -27,16 +28,21 @@ UNSHARE = (
     "unshare", "--net", "--mount", "--propagation", "private", "--pid", "--fork", "--kill-child", "--mount-proc",
 )  # fmt: skip
 DEMO = (sys.executable, "-m", "logknock", "demo")
-PATIENCE = 60.0  # more than the demo takes on the slowest machine: nothing waits for it to pass
+PATIENCE = 120.0  # more than the demo takes on the slowest machine: nothing waits for it to pass
 
 
 @contextmanager
 def running(*before: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
-    """The demo, with these words before its command; ended if it has not ended itself."""
+    """The demo, with these words before its command; ended if it has not ended itself.
+
+    It waits for its reader: the pipe has room for one write, and is a packet each (pipe(2)).
+    """
     command = [*before, *DEMO]
-    with subprocess.Popen(
-        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options
-    ) as process:
+    ours, its = os.pipe2(os.O_CLOEXEC | os.O_DIRECT)
+    fcntl.fcntl(its, fcntl.F_SETPIPE_SZ, 4096)
+    with subprocess.Popen(command, cwd=ROOT, stdout=its, stderr=its, text=True, **options) as process:
+        os.close(its)
+        process.stdout = os.fdopen(ours)
         try:
             yield process
         finally:
@@ -102,7 +108,7 @@ for line in process.stdout:
             process.send_signal(number)
             break
 code = process.wait()
-end = time.monotonic() + (3 if code == -signal.SIGKILL else 0)
+end = time.monotonic() + (20 if code == -signal.SIGKILL else 0)
 while (after := look() | alive()) != before and time.monotonic() < end:
     time.sleep(0.01)
 print(json.dumps({"before": before, "during": during, "after": after, "code": code, "shown": shown}))
@@ -163,7 +169,7 @@ def test_plain_lines_where_there_is_no_terminal(whole: dict[str, Any]) -> None:
 def do(demo: subprocess.Popen[str], command: str) -> None:
     """Do this on the gateway: the demo's only child is in its namespaces."""
     child = Path(f"/proc/{demo.pid}/task/{demo.pid}/children").read_text().split()[0]
-    subprocess.run(["nsenter", "-t", child, "-m", "-n", "bash", "-c", command], cwd=ROOT, check=True, timeout=10)
+    subprocess.run(["nsenter", "-t", child, "-m", "-n", "bash", "-c", command], cwd=ROOT, check=True, timeout=PATIENCE)
 
 
 @pytest.mark.parametrize(

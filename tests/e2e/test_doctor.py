@@ -11,6 +11,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -817,7 +818,7 @@ def test_a_live_proof(world: World) -> None:
     assert [step["level"] for step in steps] == ["ok"] * 5, steps
     times = [float(found[1]) for step in steps if (found := re.search(r"open (\d+\.\d) ms after", step["text"]))]
     assert len(times) == 2
-    assert all(0 < ms < 1000 for ms in times)
+    assert all(0 < ms < 10_000 for ms in times)
     assert not re.search(r"\b[789]00[0-9]\b", json.dumps(steps)), "no sequence is told"
     assert world.gateway.run("nft", "list", "ruleset").stdout == before
     assert not (path.parent / "anna-touched").exists()
@@ -851,7 +852,8 @@ def test_a_live_proof_that_is_broken_off_leaves_nothing(world: World, number: si
         until(lambda: proofs(process.pid), "the processes of the proof")
         inside = proofs(process.pid)
         for pid in inside:  # none of them comes to its end by itself
-            os.kill(pid, signal.SIGSTOP)
+            with suppress(ProcessLookupError):  # one that had just done so
+                os.kill(pid, signal.SIGSTOP)
         process.send_signal(number)
         process.wait(20)
         until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in inside), "the end of all of them")

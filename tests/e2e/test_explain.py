@@ -1,6 +1,7 @@
 """`logknock explain` beside a real daemon: for each way in which a knock can fail, the right reason."""
 
 import json
+import re
 import signal
 import stat
 import subprocess
@@ -158,7 +159,8 @@ def test_a_resend_is_told_as_one(world: World) -> None:
 
 
 def test_a_knock_that_comes_too_late_is_told_with_how_much(world: World) -> None:
-    with running(world, SSH.replace("timeout", 'seq_timeout = "1s"\ntimeout')) as daemon:
+    # As long as a slow machine may need for the first two knocks.
+    with running(world, SSH.replace("timeout", 'seq_timeout = "5s"\ntimeout')) as daemon:
         world.knock(*KNOCKS[:2])
         daemon.wait_for("sequence timeout")
         world.knock(*KNOCKS[2:])
@@ -168,10 +170,10 @@ def test_a_knock_that_comes_too_late_is_told_with_how_much(world: World) -> None
         "",
         "ssh",
         "timeout",
-        "given up at stage 2 of 3: 9000/udp did not come within 1 s of the first knock",
+        "given up at stage 2 of 3: 9000/udp did not come within 5 s of the first knock",
     )
     assert late[3].startswith("too late by ")
-    assert late[3].endswith("for stage 3: 1 s from the first knock to the last")
+    assert late[3].endswith("for stage 3: 5 s from the first knock to the last")
 
 
 def test_what_was_logged_too_long_ago_is_told_with_how_long(world: World) -> None:
@@ -184,7 +186,9 @@ def test_what_was_logged_too_long_ago_is_told_with_how_long(world: World) -> Non
         until_found(world, lambda found: len(found) == 3)
         first, *others = findings(world)
         assert (first[0], first[2]) == ("7000/tcp", "stale")
-        assert first[3].startswith("means nothing: its record came 1.")
+        told = re.fullmatch(r"means nothing: its record came (\d+\.\d) s late, and no door waits that long", first[3])
+        assert told, first
+        assert float(told[1]) >= 1.2
         assert {each[2] for each in others} == {"stale"}
 
 
@@ -263,11 +267,11 @@ def test_t30_lost_records_are_told_since_a_knock_may_be_among_them(world: World)
 
 
 def test_what_would_have_opened_is_the_last_word(world: World) -> None:
-    with running(world):
+    with running(world, SSH.replace("timeout", 'seq_timeout = "1m"\ntimeout')):
         world.knock(*KNOCKS[:2])
         until_found(world, lambda found: len(found) == 2)
         last = shown(world, world.client.ipv4).splitlines()[-1]
-        assert last == "ssh opens with 7000/tcp, 8000/tcp, 9000/udp within 15 s; it got to stage 2 of 3"
+        assert last == "ssh opens with 7000/tcp, 8000/tcp, 9000/udp within 60 s; it got to stage 2 of 3"
         assert f"{standing(world)['attempts'][0]['stage']} of 3" == "2 of 3"
         world.knock(*KNOCKS[2:])
         until_found(world, lambda found: found[-1][2] == "opened")
@@ -417,9 +421,10 @@ def advice(world: World) -> list[str]:
 
 def test_a_clock_that_is_off_is_named_with_its_client_and_by_how_much(world: World) -> None:
     with running(world, TOTP) as daemon:
-        world.knock(*derived(world, time.time() - 7 * 60))
+        # 15 steps, or 16 where the next one begins before it has knocked: 8 minutes either way.
+        world.knock(*derived(world, time.time() - 7.5 * 60))
         until(
-            lambda: "client laptop's knocks at ssh, but its clock is 7 minutes behind this host's" in advice(world),
+            lambda: "client laptop's knocks at ssh, but its clock is 8 minutes behind this host's" in advice(world),
             "the advice",
         )
         last = "ssh opens with the sequence of a client's current step (each counts once) within 15 s"

@@ -207,7 +207,7 @@ def lasts(site: Site, wanted: dict[str, int]) -> None:
     """These services are open for the client, for this long but for what a slow machine takes to open them."""
     found = site.opened("10.99.0.2")
     assert found.keys() == wanted.keys()
-    assert all(wanted[service] - 5 <= seconds <= wanted[service] for service, seconds in found.items())
+    assert all(wanted[service] - 10 <= seconds <= wanted[service] for service, seconds in found.items())
 
 
 @pytest.mark.parametrize(
@@ -410,7 +410,7 @@ def test_t18_the_stanza_that_keygen_prints_opens_ssh_once(ssh: World, tmp_path: 
         assert not ssh.reaches()
         run_fwknop(ssh, tmp_path, stanza, name_of(stanza), "--save-packet", str(saved))
         daemon.wait_for("ssh:22/tcp: OPEN SESAME")
-        assert ssh.reaches()
+        until(ssh.reaches, "an answer")
         assert set(ssh.granted()) == {"10.99.0.2 . tcp . 22"}
         ssh.gateway.logknock("revoke", "10.99.0.2", "-c", str(ssh.config))
         daemon.process.kill()
@@ -431,6 +431,7 @@ def test_t20_killed_between_the_packet_and_the_opening_nothing_opens_by_the_same
     ssh.apply()
     saved = tmp_path / "packet"
     with ssh.daemon() as daemon:
+        time.sleep(2)  # after a second, and then each ten, it asks the kernel about its sets: that is not to be caught
         # The first netlink message behind the sync, by which it asks whether the address may be let in, is never sent.
         instead = "inject=sendto:error=EINTR:signal=SIGKILL:when=1"
         words = ("strace", "-f", "-p", str(daemon.process.pid), "-e", "trace=sendto", "-e", instead)
@@ -695,6 +696,7 @@ def test_coming_from_fwknop_with_its_own_client(hosts: tuple[Host, Host], tmp_pa
                 guide.run("logknock rules confirm")
                 trial.end()
             assert "load average" in guide.run("fwknop -n gate")
+            daemon.expect("OPEN SESAME")
             guide.shown("accepted: 22/tcp", daemon.so_far())
 
 

@@ -104,6 +104,7 @@ def test_knocks_come_in_order_and_never_closer_than_the_delay(
 ) -> None:
     gateway, knocker = hosts
     services = ["7000/tcp", "8000/udp", "7000/tcp", "6000/udp", "9000/tcp"]
+    assert wire.knocks() == []  # from now on no packet waits until the neighbour is found
     knocker.logknock("knock", *options, gateway.ipv4, *services)
     knocks = wire.knocks()
     assert [seen.service for seen in knocks] == services
@@ -114,6 +115,7 @@ def test_knocks_come_in_order_and_never_closer_than_the_delay(
 
 def test_a_pause_between_two_services_takes_the_delays_place(hosts: tuple[Host, Host], wire: Wire) -> None:
     gateway, knocker = hosts
+    assert wire.knocks() == []  # from now on no packet waits until the neighbour is found
     knocker.logknock("knock", "-d", "20", gateway.ipv4, "7000", "700ms", "8000", "9000")
     first, second, third = (seen.packet.time for seen in wire.knocks())
     assert second - first > 0.69

@@ -386,12 +386,13 @@ def test_7_t35_nothing_goes_through_a_shell(both: Rivals, tmp_path: Path) -> Non
 
 # ---- 8: closing
 
+# Open for long enough for a slow machine to see that.
 COMMANDS = (
     "start_command = /usr/sbin/nft add element ip doors open { %IP% }",
-    "cmd_timeout = 1",
+    "cmd_timeout = 6",
     "stop_command = /usr/sbin/nft delete element ip doors open { %IP% }",
 )
-CLOSING = Twin("ssh", "7000/tcp 8000/tcp 9000/udp", knockd=COMMANDS, timeout=1)
+CLOSING = Twin("ssh", "7000/tcp 8000/tcp 9000/udp", knockd=COMMANDS, timeout=6)
 
 
 class Doorway:

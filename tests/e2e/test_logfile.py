@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 
 import pytest
 
@@ -84,11 +85,13 @@ def test_t28_a_rotation_between_two_knocks(world: World, log: Path, options: str
 def test_it_opens_at_once(world: World, log: Path) -> None:
     """Watchdog wakes: a door does not wait for the next second."""
     with world.daemon() as daemon:
-        began = time.monotonic()
+        took = []
         for number in range(5):
+            began = time.monotonic()
             write(log, *KNOCKS, src=f"192.0.2.{number}")
             daemon.wait_for(f"192.0.2.{number}: ssh: OPEN SESAME")
-        assert time.monotonic() - began < 4, "woken, not looked at each second"
+            took.append(time.monotonic() - began)
+        assert median(took) < 0.5, "woken, not looked at each second"
 
 
 def test_t31_a_file_that_another_may_write_is_refused(world: World, log: Path) -> None:

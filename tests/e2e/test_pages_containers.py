@@ -18,7 +18,7 @@ PAGE = follows("docs/howto/containers.md")
 # An image without a file of its own, and in it this machine's Python.
 CONTAINER = "docker run -v /usr:/usr:ro {options} empty /usr/bin/python3 -c {code} {words}"
 INNER = "172.17.0.2"
-TO_HOST = "import socket; socket.create_connection(('172.17.0.1', 8080), timeout=1)"
+TO_HOST = "import socket; socket.create_connection(('172.17.0.1', 8080), timeout=3)"
 
 # A namespace with one link to the host, and a service in it.
 LAB = """

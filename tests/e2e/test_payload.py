@@ -476,6 +476,7 @@ def test_kept_rules_of_an_earlier_version_are_put_back_and_what_they_lack_is_sai
         daemon.lines.clear()
         daemon.signal(signal.SIGHUP)
         daemon.wait_for("reloaded")
+        daemon.counter("records")  # all that there was to say of the reload has been said
         assert not daemon.says("lacks")
 
 

@@ -4,6 +4,7 @@ The client has many addresses, one a role; what is recorded is what comes out of
 """
 
 import re
+import time
 from collections.abc import Iterator
 
 import pytest
@@ -79,8 +80,8 @@ def test_who_gets_where(
 ) -> None:
     gateway, client, log = guarded
     source = ROLES[version][role]
-    probe(client, source, at(gateway, version), service, expected)
-    assert log.read() == ([f"{source} {service}"] if recorded else [])
+    sent = probe(client, source, at(gateway, version), service, expected)
+    assert log.read() == ([f"{source} {service}"] * sent if recorded else [])
 
 
 # A datagram to a HOST that answers from another address; `silence` if it does not.
@@ -135,11 +136,14 @@ def test_what_is_routed_on_is_none_of_ours(guarded: tuple[Host, Host, Log]) -> N
     gateway.run("ip", "link", "set", "beyond", "up")
     gateway.run("ip", "route", "add", "192.0.2.0/24", "dev", "beyond")
     client.run("ip", "route", "add", "192.0.2.0/24", "via", gateway.ipv4)
-    gateway.nft("table inet t { chain c { type filter hook forward priority 0; tcp dport { 22, 7000 } counter; }; }")
+    gateway.nft(
+        "table inet t { set seen { type ipv4_addr . inet_service; size 9; flags dynamic; };"
+        " chain c { type filter hook forward priority 0; tcp dport 1-9999 add @seen { ip saddr . tcp dport }; }; }"
+    )
     for source in (ROLES[4]["stranger"], ROLES[4]["banned"]):
         for service in ("22/tcp", "7000/tcp"):
             probe(client, source, "192.0.2.1", service, "silence")
-    assert "counter packets 4 " in gateway.nft("list table inet t")
+    assert len(re.findall(r"198\.51\.100\.\d+ \. \d+", gateway.nft("list set inet t seen"))) == 4
     assert log.read() == []
 
 
@@ -178,8 +182,8 @@ def test_of_a_noisy_source_nothing_is_recorded(world: World, version: int) -> No
         client.python(FLOOD, trusted, target, "9000", "100")
         assert log.read() == [f"{trusted} 9000/udp"] * 100
         gateway.nft(f"flush set inet logknock noisy{version}\nflush set inet logknock rate{version}")
-        probe(client, stranger, target, "22/tcp", "silence")
-        assert log.read() == [f"{stranger} 22/tcp"]
+        sent = probe(client, stranger, target, "22/tcp", "silence")
+        assert log.read() == [f"{stranger} 22/tcp"] * sent
 
 
 def test_who_goes_on_stays_deaf_and_who_is_silent_is_heard_again(world: World) -> None:
@@ -204,8 +208,10 @@ def test_who_goes_on_stays_deaf_and_who_is_silent_is_heard_again(world: World) -
         until(lambda: max(left()) < 9, "its time goes by")
         assert send(1) == []
         assert max(left()) < 9, "T11: a packet now and then, which anybody can forge, does not prolong it"
+        began = time.monotonic()
         assert send(100) == []
-        assert all(9 < seconds <= 10 for seconds in left())
+        # All of it again, but for what has gone by since, and what nft and the kernel round.
+        assert all(0 <= 10 - seconds < time.monotonic() - began + 0.1 for seconds in left())
         until(lambda: not left(), "10 s of silence")
         assert send(1) == [f"{ROLES[version]['stranger']} 9000/udp" for version in (4, 6)]
 

@@ -40,7 +40,7 @@ def knocked(world: World, trace: str) -> bool:
     sent = [int(port) for port in re.findall(r"^SENT .* > [\d.]+:(\d+) S ", trace, re.MULTILINE)]
     assert len(sent) == 201, trace
     heard = [port for port in sent if port in recorded]
-    assert len(heard) > 40, "a fifth at least"
+    assert len(heard) > 25, "an eighth at least, of a quarter that is chosen at random"
     return any(heard[at : at + 3] == [7000, 7010, 7020] for at in range(len(heard)))
 
 
@@ -53,7 +53,7 @@ def test_t1_full_scans_in_ascending_order_open_nothing(world: World) -> None:
             scan(world, number, "-r", "-T5", "--min-rate", "20000")
         until(lambda: daemon.counter("records") >= 3 * 40, "what a source is heard of before it is deaf")
         assert world.granted() == {}
-        assert not daemon.says("OPEN SESAME")
+        assert daemon.counter("opened") == 0, "what has closed again, and whose line found no room, counts too"
 
 
 def test_t2_full_scans_in_random_order_open_nothing(world: World) -> None:
@@ -65,7 +65,7 @@ def test_t2_full_scans_in_random_order_open_nothing(world: World) -> None:
             scan(world, number, "-T5", "--min-rate", "20000")
         until(lambda: daemon.counter("records") >= FULL_SCANS * 40, "what each source is heard of")
         assert world.granted() == {}
-        assert not daemon.says("OPEN SESAME")
+        assert daemon.counter("opened") == 0, "what has closed again, and whose line found no room, counts too"
 
 
 @pytest.mark.parametrize("order", [("-r",), ()], ids=["ascending", "random"])
@@ -80,10 +80,10 @@ def test_t1_t2_scans_around_the_limiters_own_rate_open_nothing(world: World, ord
     world.apply()
     with world.daemon() as daemon:
         trace = scan(world, 0, *order, "--packet-trace", "--min-rate", rate, "--max-rate", rate, ports="6840-7040")
-        until(lambda: daemon.counter("records") >= 40, "some of the scan")
+        until(lambda: daemon.counter("records") >= 25, "some of the scan")
         if not knocked(world, trace):
             assert world.granted() == {}
-            assert not daemon.says("OPEN SESAME")
+            assert daemon.counter("opened") == 0
 
 
 @pytest.mark.parametrize("policy", ["accept", "drop"], ids=["no other firewall", "behind a firewall that drops"])

@@ -45,7 +45,7 @@ def configure(world: World, *clients: str, step: int = LONG, host: str = HOST, m
     """The door and its clients, by their names in SECRETS."""
     secrets = "".join(f'{name}.secret = "{totp.format_secret(SECRETS[name])}"\n' for name in clients)
     world.configure(
-        f'[totp]\nhost = "{host}"\n[doors.ssh]\ntotp = {{step = "{step}s"}}\nopens = ["22/tcp"]\ntimeout = "1s"\n'
+        f'[totp]\nhost = "{host}"\n[doors.ssh]\ntotp = {{step = "{step}s"}}\nopens = ["22/tcp"]\ntimeout = "1h"\n'
         f"[clients.ssh]\n{secrets}{more}"
     )
 
@@ -107,7 +107,8 @@ def test_an_enrolled_client_opens_the_door_once_a_step_by_knock_and_by_proxy(wor
         assert not world.reaches()
         world.client.logknock("knock", name, env=environment)
         daemon.wait_for(OPENS)
-        until(lambda: not world.granted(), "a door that is shut again")
+        world.gateway.logknock("revoke", "--all", "-c", str(world.config))
+        assert not world.reaches()
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "env": environment}
         proxy = (sys.executable, "-m", "logknock", "proxy", name, world.gateway.ipv4, "22")
         with world.client.start(*proxy, **pipes) as process:
@@ -197,7 +198,7 @@ def test_t19_two_clients_in_one_step_both_get_in(world: World) -> None:
 
 def test_t19_a_clock_that_is_off_opens_within_the_skew_and_is_named_beyond_it(door: World) -> None:
     """T19: a step behind opens, three do not, and `explain` says by how much the client's clock is off."""
-    if LONG - time.time() % LONG < SHORT:
+    if LONG - time.time() % LONG < 3 * SHORT:
         next_step(LONG)
     with door.daemon() as daemon:
         door.knock(*sequence(behind=3))

@@ -54,6 +54,10 @@ class Trial:
     def logknock(self, *args: str) -> subprocess.CompletedProcess[str]:
         return self.world.gateway.logknock("rules", *args, "-c", str(self.world.config), check=False)
 
+    def time_is_over(self) -> None:
+        """At once, and not when the machine happens to get there: the undoing process is told to end."""
+        os.kill(self.undoer, signal.SIGTERM)
+
     def ends(self, code: int, words: str) -> None:
         """The command ends so, saying so; and nothing is left that could undo anything later."""
         out, err = self.command.communicate(timeout=20)
@@ -124,7 +128,7 @@ def test_a_yes_on_the_terminal_confirms(world: World, terminal: tuple[int, int])
 
 def test_nothing_else_on_the_terminal_confirms(world: World, terminal: tuple[int, int]) -> None:
     ours, theirs = terminal
-    with trial(world, "1s", stdin=theirs) as tried:
+    with trial(world, "8s", stdin=theirs) as tried:
         os.write(ours, b"yesterday\n\ny\nno\n\4")  # at last the end of the file
         tried.ends(FAILURE, "they are undone")
         assert rules(world.gateway) == ""
@@ -148,7 +152,7 @@ def test_without_a_trial_there_is_nothing_to_confirm(world: World) -> None:
 
 
 def test_unconfirmed_rules_are_gone_where_there_were_none(world: World) -> None:
-    with trial(world, "1s") as tried:
+    with trial(world, "8s") as tried:
         assert rules(world.gateway) != ""
         tried.ends(FAILURE, "nobody confirmed the rules: they are undone")
         assert rules(world.gateway) == ""
@@ -167,9 +171,11 @@ def test_t33_what_was_there_before_comes_back_but_no_grant_does(world: World) ->
     )
     before = rules(gateway)
     world.configure(SSH)
-    with trial(world, "2s") as tried:
+    with trial(world, "1h") as tried:
         assert rules(gateway) != before
         gateway.nft("add element inet logknock granted4 { 203.0.113.3 . tcp . 22 timeout 1h }")
+        until(lambda: "203.0.113.1 . tcp . 443" not in world.granted(), "the end of one")
+        tried.time_is_over()
         tried.ends(FAILURE, "what was there before is back")
     assert rules(gateway) == before
     assert sorted(world.granted()) == ["203.0.113.2 . tcp . 443", "203.0.113.3 . tcp . 22"]
@@ -183,10 +189,11 @@ def test_t38_the_end_of_the_command_or_its_session_stops_no_undoing(world: World
     world.apply()
     before = rules(world.gateway)
     world.configure(SSH)
-    with trial(world, "5s") as tried:
+    with trial(world, "1h") as tried:
         os.killpg(tried.command.pid, number)
         assert tried.command.wait(20) != 0
         assert rules(world.gateway) != before
+        tried.time_is_over()
         until(lambda: rules(world.gateway) == before, "the undoing")
         tried.is_over()
 
@@ -210,15 +217,16 @@ def test_t38_the_undoing_process_holds_nothing_of_its_caller(world: World) -> No
 def test_t38_told_to_end_the_undoing_process_undoes_at_once(world: World) -> None:
     """T38: at a shutdown of what it runs in, say; unconfirmed is unconfirmed."""
     with trial(world, "1h") as tried:
-        os.kill(tried.undoer, signal.SIGTERM)
+        tried.time_is_over()
         tried.ends(FAILURE, "they are undone")
         assert rules(world.gateway) == ""
 
 
 def test_t38_a_directory_that_is_tidied_up_confirms_nothing(world: World) -> None:
     """T38: systemd removes a service's runtime directory when the service stops."""
-    with trial(world, "1s") as tried:
+    with trial(world, "1h") as tried:
         shutil.rmtree(unconfirmed(world).parent)
+        tried.time_is_over()
         tried.ends(FAILURE, "they are undone")
         assert rules(world.gateway) == ""
 
@@ -243,7 +251,8 @@ def test_one_trial_at_a_time(world: World, option: list[str]) -> None:
 @pytest.mark.parametrize("command", [["apply"], ["apply", "--confirm", "60s"], ["confirm"], ["remove"]])
 def test_who_changes_something_waits_for_who_does(world: World, command: list[str]) -> None:
     """One that looks while another loads would see no trial yet."""
-    with trial(world, "1s") as tried:
+    with trial(world, "1h") as tried:
+        tried.time_is_over()
         tried.ends(FAILURE, "they are undone")
     words = [sys.executable, "-m", "logknock", "rules", command[0], "-c", str(world.config), *command[1:]]
     with unconfirmed(world).with_name("rules.lock").open("w") as lock:
@@ -264,7 +273,7 @@ def test_a_confirmation_at_the_last_moment_counts(world: World) -> None:
     with trial(world, "1h") as tried:
         with unconfirmed(world).with_name("rules.lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            os.kill(tried.undoer, signal.SIGTERM)
+            tried.time_is_over()
             waits = re.compile(rf"-> FLOCK .* {tried.undoer} ")
             until(lambda: waits.search(Path("/proc/locks").read_text()), "it wants to undo")
             with unconfirmed(world).open("a") as file:
@@ -288,8 +297,9 @@ def test_rules_that_are_removed_by_hand_stay_removed(world: World) -> None:
     world.configure(OTHER)
     world.apply()
     world.configure(SSH)
-    with trial(world, "1s") as tried:
+    with trial(world, "1h") as tried:
         world.gateway.nft("delete table inet logknock")
+        tried.time_is_over()
         tried.ends(FAILURE, "the rules were removed")
         assert rules(world.gateway) == ""
 
@@ -331,7 +341,7 @@ def undo():
     (runtime / "undone").touch()
     return trial.Outcome.UNDONE
 trial._let_go = let_go_late
-with trial.alone(runtime), trial.start(runtime, 2.0, undo) as one:
+with trial.alone(runtime), trial.start(runtime, 60.0, undo) as one:
     one.end(trial.Outcome(sys.argv[2]))
 """
 

@@ -53,6 +53,7 @@ CONNECT = """
 import socket, sys
 try:
     with socket.create_connection((sys.argv[1], int(sys.argv[2])), timeout=float(sys.argv[3])) as s:
+        s.settimeout(20)  # it is let in: the server answers as soon as it has its turn
         s.sendall(b"hello\\n")
         print(s.recv(100).decode().strip())
 except OSError as error:
@@ -62,7 +63,8 @@ except OSError as error:
 # Sends TCP SYNs or UDP datagrams with sources of its choice: argument by argument `source>destination:port/protocol`,
 # or `.../tcp=18` for the TCP flags of that number.
 SPOOF = """
-import socket, struct, sys, ipaddress
+import ipaddress, os, socket, struct, sys
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # on two processors they overtake each other
 for number, word in enumerate(sys.argv[1:]):
     pair, _, proto = word.rpartition("/")
     proto, _, flags = proto.partition("=")
@@ -87,9 +89,10 @@ for number, word in enumerate(sys.argv[1:]):
 
 def write_sequences(path: Path, lines: Sequence[str]) -> Path:
     """A file of one-time sequences, as its owner keeps it."""
-    path.write_text("".join(f"{line}\n" for line in lines))
-    path.chmod(0o600)
-    return path
+    draft = path.with_name(f"{path.name}.draft")  # a daemon that looks meanwhile sees the one or the other
+    draft.write_text("".join(f"{line}\n" for line in lines))
+    draft.chmod(0o600)
+    return draft.replace(path)
 
 
 def derived(profile: str, late: float = 0.0) -> list[str]:

@@ -184,6 +184,8 @@ class Site:
             if left < -SHUT_WITHIN:
                 self.fail(f"{who}: still open {-left:.1f} s after its end")
             return left >= -SHUT_WITHIN
+        now = time.monotonic()  # it may have come to its end while the kernel was asked
+        left = knocker.opened + knocker.door.timeout - now
         # What its end was is known up to the time from the last knock to the look that found it open.
         if now >= knocker.knocked + knocker.door.timeout - 0.05:
             self.counted["shut"] += 1
