@@ -75,10 +75,10 @@ ALLOWED: dict[str, set[str]] = {
     | {"config_values", "copies", "firewall.sets", "knock", "logs", "onetime", "onetime_files", "packet", "records"}
     | {"skipped", "steps", "timeline", "totp", "trail"},
     "doctor": BASE
-    | {"client", "clock", "config", "config_values", "control", "demo", "doctor", "firewall.iptables", "firewall.marks"}
-    | {"firewall.ruleset", "firewall.sets", "knock"}
-    | {"lockout", "netlink", "onetime", "onetime_files", "ownership", "packet"}
-    | {"records", "sources", "spa", "status", "store", "totp"},
+    | {"client", "clock", "config", "config_values", "control", "demo", "doctor", "enrolment", "firewall.iptables"}
+    | {"firewall.marks", "firewall.ruleset", "firewall.sets", "knock"}
+    | {"lockout", "netlink", "onetime", "onetime_files", "ownership", "packet", "profile_proofs"}
+    | {"records", "sources", "spa", "status", "store", "supplies", "totp"},
     "firewall.sets": BASE | {"knock", "netlink"},
     "firewall.ruleset": BASE
     | {"config", "firewall.intent", "knock", "netlink", "onetime_files", "ownership", "packet", "trial"},

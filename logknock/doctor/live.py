@@ -1,12 +1,14 @@
 """A knock at the administrator's own doors, in a world made for it: proof that kernel, rules, daemon and client agree.
 
 Rule 1: nothing outside is touched: all of it happens in the demo's namespaces, which end with the process, however it
-ends; the doors are copies without commands, files and sets of others, and one-time sequences are not used up.
-Rule 2: a step is told of as done only if what it claims was seen. Rule 3: no sequence is ever told.
+ends; the doors are copies without commands, files and sets of others. One-time sequences are not used up, and where
+clients prove who they are the copy has a client of its own, with new secrets. Rule 2: a step is told of as done only if
+what it claims was seen. Rule 3: no sequence and no secret is ever told.
 """
 
 import json
 import os
+import secrets
 import shutil
 import signal
 import subprocess
@@ -14,13 +16,16 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from ipaddress import ip_address
 from pathlib import Path
 from socket import AF_INET, AF_INET6
 from typing import NamedTuple
 
-from .. import client, demo
+from .. import client, demo, enrolment, spa, totp
 from ..config import Config, ConfigError, load
+from ..config_values import PortRange
+from ..control import ask
 from ..errors import FAILURE, LogknockError
 from ..firewall import ruleset
 from ..firewall.sets import GRANTED, Element, Sets, key
@@ -28,7 +33,9 @@ from ..knock import Door, Service
 from ..knock import Sequence as Knocks
 from ..onetime import Place
 from ..onetime_files import find_next, write_new
-from ..packet import SYN, TCP, address_text
+from ..packet import ICMP, SYN, TCP, address_text
+from ..profile_proofs import Asked
+from ..supplies import seal
 from .case import command
 from .finding import Finding, Level
 
@@ -40,16 +47,29 @@ _LOOK = 0.0005  # seconds between looks into the set: half a millisecond is what
 _MODULE = f"{__package__}.live"  # its name as a program, too
 _FOLDER = Path("/run/demo")  # in the demo's own /run
 _CONFIG = _FOLDER / "live.toml"
+_RUNTIME = _FOLDER / "runtime"
 _FRESH_SEED = bytes(ruleset.SEED_BYTES)  # which ports are traps does not matter here
 
 
+# What is knocked at which kind of doors, where it is no sequence that somebody wrote.
+_KINDS = {"totp": "TOTP", "code": "codes of an authenticator", "spa": "SPA"}
+_CLIENT = "doctor"
+
+# How long a step has to go on for its knocks to be sent, seconds.
+_STEP_LEFT = 2.0
+
+
 class _Trial(NamedTuple):
-    """A door to knock at, which kind it is, what to knock, and the packed address that is knocked on."""
+    """A door to knock at, which kind it is, what to knock, and the packed address that is knocked on.
+
+    proof: the door's one client here, who knocks some of `knocks` (TOTP), or sends a packet to the one of them (SPA).
+    """
 
     door: Door
     kind: str
     knocks: Knocks
     target: bytes
+    proof: totp.TotpDoor | spa.Key | None = None
 
 
 # ---- outside
@@ -118,14 +138,40 @@ def choose(config: Config) -> Iterator[_Trial]:
     """The first door of each kind that opens a service, and that a client's knocks can open."""
     seen: set[str] = set()
     for door in config.doors:
-        kind = "one-time sequences" if door.onetime else "a sequence"
+        kind = _KINDS.get(door.proof) or ("one-time sequences" if door.onetime else "a sequence")
         if not door.opens or kind in seen:
             continue
-        knocks = next(_first(door), ()) if door.onetime else door.sequence
+        knocks = _services(config, door)
         plain = all(service.proto != TCP for service in knocks) or SYN & door.tcp_flags.mask == door.tcp_flags.value
         if knocks and plain:
             seen.add(kind)
-            yield _Trial(door, kind, knocks, _target(door))
+            yield _Trial(door, kind, knocks, _target(door), _proof(config, door))
+
+
+def _services(config: Config, door: Door) -> Knocks:
+    """Its sequence, or the next one of its files; of a door with clients that which their knocks are some of."""
+    if not door.proof:
+        return next(_first(door), ()) if door.onetime else door.sequence
+    terms = config.terms[_written(door)]
+    if door.proof != "spa":
+        return terms.services
+    ports = enrolment.Ways(terms.ports, terms.icmp).best
+    return (Service(ports.proto, ports.first) if ports else Service(ICMP, 0),)
+
+
+def _proof(config: Config, door: Door) -> totp.TotpDoor | spa.Key | None:
+    """The door's client here, whom nobody else knows; None: it has none."""
+    name, secret = _written(door), secrets.token_bytes(totp.NEW_SECRET)
+    if door.proof == "spa":
+        hmac_key = secrets.token_bytes(spa.MAX_HMAC_KEY)
+        return spa.Key(name, _CLIENT, secret[: spa.MAX_KEY], hmac_key, "sha256", door.opens)
+    client_here = totp.Client(_CLIENT, secret)
+    return next((replace(each, clients=(client_here,)) for each in config.totp if each.door == name), None)
+
+
+def _written(door: Door) -> str:
+    """Its name in the configuration: an SPA door is one for each service that it opens."""
+    return door.name.partition(":")[0]
 
 
 def _first(door: Door) -> Iterator[Knocks]:
@@ -147,21 +193,42 @@ def render(config: Config, trials: Sequence[_Trial]) -> str:
     rules = config.firewall
     lines = [
         f'[log]\nsource = "nflog"\ngroup = {config.group}\n',
-        f'[paths]\nstate = "{_FOLDER}/state"\nruntime = "{_FOLDER}/runtime"\n',
+        f'[paths]\nstate = "{_FOLDER}/state"\nruntime = "{_RUNTIME}"\n',
         f"[firewall]\ntraps = {rules.traps}\nrate = {rules.rate}\nburst = {rules.burst}\n",
     ]
-    for door, _, knocks, target in trials:
-        steps = {"onetime": [str(_copy(door))]} if door.onetime else {"sequence": list(map(str, knocks))}
+    if any(trial.door.proof in ("totp", "code") for trial in trials):
+        lines.append(f"[totp]\nhost = {json.dumps(config.host)}\n")
+    for trial in trials:
+        door = trial.door
         values = {
-            **steps,
+            **_steps(config, trial),
             "opens": list(map(str, door.opens)),
             "seq_timeout": f"{round(door.seq_timeout * 1000)}ms",
             "timeout": f"{round(door.timeout * 1000)}ms",
-            **({"target": [address_text(target)]} if door.target else {}),
+            **({"target": [address_text(trial.target)]} if door.target else {}),
         }
         text = "".join(f"{name} = {json.dumps(value)}\n" for name, value in values.items())
-        lines.append(f'[doors."{door.name}"]\n{text}')
+        lines.append(f'[doors."{_written(door)}"]\n{text}')
+        if isinstance(trial.proof, spa.Key):
+            lines.append(enrolment.spa_table(trial.proof))
+        elif trial.proof:
+            lines.append(enrolment.totp_table(trial.proof.door, _CLIENT, trial.proof.clients[0].secret))
     return "\n".join(lines)
+
+
+def _steps(config: Config, trial: _Trial) -> dict[str, object]:
+    """What of the door's table says how it is knocked at."""
+    door = trial.door
+    if door.onetime:
+        return {"onetime": [str(_copy(door))]}
+    if not door.proof:
+        return {"sequence": list(map(str, trial.knocks))}
+    terms = config.terms[_written(door)]
+    ports = list(map(str, terms.ports))
+    if door.proof == "spa":
+        return {"spa.ports": ports + ["icmp"] * terms.icmp}
+    length: dict[str, object] = {"totp.length": terms.length, "totp.step": f"{terms.step}s"}
+    return {"totp.ports": ports, "totp.skew": terms.skew, **({"totp.code": terms.digits} if terms.digits else length)}
 
 
 def _copy(door: Door) -> Path:
@@ -184,16 +251,21 @@ def _main(path: str, outside: str) -> None:
         demo.enter(outside)
         _tell(Level.OK, "a gateway and a client: network namespaces of this kernel, made for this")
         daemon = _start(config, trials)
-        for trial in trials:
-            _try(trial, daemon)
     except LogknockError as error:
         _tell(Level.ERROR, error.message, error.hint)
+        return
+    for trial in trials:
+        try:
+            _try(trial, daemon)
+        except LogknockError as error:
+            _tell(Level.ERROR, f"door {trial.door.name} ({trial.kind}): {error.message}", error.hint)
 
 
 def _start(config: Config, trials: Sequence[_Trial]) -> demo.Program:
     for trial in trials:
         if trial.door.onetime:
             write_new(_copy(trial.door), [trial.knocks])
+    _CONFIG.touch(0o600)  # it may hold secrets
     _CONFIG.write_text(render(config, trials))
     copy = load(_CONFIG)
     onetime, _ = ruleset.knocked_once(copy)
@@ -208,23 +280,44 @@ def _start(config: Config, trials: Sequence[_Trial]) -> demo.Program:
 
 
 def _try(trial: _Trial, daemon: demo.Program) -> None:
-    """Knock, and see the elements appear."""
+    """Knock, and see the elements appear; then all is shut again, for the next door may open the same."""
     source = _route(trial.target)
+    list(daemon.new_lines())  # of the doors before
     door, sets = trial.door, Sets()
     elements = [Element(GRANTED[len(source)], key(source, service)) for service in door.opens]
-    words = " ".join(map(str, trial.knocks))
-    knocker = demo.Program("client", f"exec python3 -m {_MODULE} {address_text(trial.target)} {words}")
+    knocker = demo.Program("client", f"exec python3 -m {_MODULE} {address_text(trial.target)}")
     knocker.until("ready")
-    knocker.type("go")
+    knocks, payload = _now(trial, source)
+    knocker.type(json.dumps([list(map(str, knocks)), payload]))
     opened = _wait(sets, elements)
     last = float(knocker.until("sent ")[-1].split()[1])
-    what = f"door {door.name} ({trial.kind})"
+    sent = "a packet" if payload else f"{len(knocks)} knocks"
+    what = f"door {door.name} ({trial.kind}): {sent}"
     if opened is None:
         said = " | ".join(daemon.new_lines()) or "nothing"
-        _tell(Level.ERROR, f"{what}: {len(trial.knocks)} knocks, and it did not open; the daemon said: {said}")
+        _tell(Level.ERROR, f"{what}, and it did not open; the daemon said: {said}")
     else:
-        after = f"open {(opened - last) * 1000:.1f} ms after the last"
-        _tell(Level.OK, f"{what}: {len(trial.knocks)} knocks, {after}, for {door.timeout:g} s")
+        after = f"open {(opened - last) * 1000:.1f} ms after {'it' if payload else 'the last'}"
+        _tell(Level.OK, f"{what}, {after}, for {door.timeout:g} s")
+        list(ask(_RUNTIME, "revoke", all=True))
+
+
+def _now(trial: _Trial, source: bytes) -> tuple[Knocks, str]:
+    """What to knock at this time, and what the knock carries."""
+    proof, now = trial.proof, time.time()
+    if isinstance(proof, spa.Key):
+        (service,) = trial.knocks
+        place = PortRange(*service, service.port)
+        asked = Asked(proof.key, proof.hmac_key, proof.digest, proof.allow, place, user=_CLIENT)
+        return trial.knocks, seal(asked, source, int(now)).decode()
+    if proof is None:
+        return trial.knocks, ""
+    step = totp.step_at(now, proof.step)
+    left = totp.window(step, proof.step, proof.skew)[1] - now
+    if left < _STEP_LEFT:
+        time.sleep(left)
+        step += 1
+    return totp.sequence_of(proof, proof.clients[0], step), ""
 
 
 def _route(target: bytes) -> bytes:
@@ -253,18 +346,18 @@ def _wait(sets: Sets, elements: Sequence[Element]) -> float | None:
     return None
 
 
-def _knock(host: str, words: Sequence[str]) -> None:
-    """The client: ready, and then the knocks, and when it was that the last one was to be sent."""
-    *first, last = client.parse_knocks(words)
+def _knock(host: str) -> None:
+    """The client: ready, and then the knocks that it is told of, and when it was that the last one was to be sent."""
     address = client.Address(AF_INET6 if ":" in host else AF_INET, host)
     used: dict[Service, set[int]] = {}
     print("ready", flush=True)
-    sys.stdin.readline()
+    words, payload = json.loads(sys.stdin.readline())
+    *first, last = (client.Knock(Service(ICMP, 0)),) if words == ["icmp"] else client.parse_knocks(words)
     client.knock(address, first, used=used)
     if first:
         time.sleep(client.DELAY)
     began = time.monotonic()  # before, not behind: the door may be open when the call comes back
-    client.knock(address, [last], used=used)
+    client.knock(address, [last._replace(payload=payload.encode())], used=used)
     print(f"sent {began}", flush=True)
 
 
@@ -276,4 +369,4 @@ if __name__ == "__main__":
     if "net:" in sys.argv[-1]:
         _main(*sys.argv[1:])
     else:
-        _knock(sys.argv[1], sys.argv[2:])
+        _knock(sys.argv[1])

@@ -5,6 +5,7 @@ import json
 import os
 import pty
 import re
+import secrets
 import signal
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
+from logknock.totp import format_secret
 
 from ..netns import Host, pair
 from ..peers import kernel_log, own_prefix
@@ -805,21 +808,61 @@ def test_a_daemon_that_starts_meanwhile_finds_everything_free(still: World) -> N
 # ---- the proof
 
 
-def test_a_live_proof(world: World) -> None:
+# A door of each kind; most open the same service, so that one that was open already would prove nothing.
+EACH_KIND = """
+[totp]
+host = "gate.example"
+[doors.once]
+onetime = ["{file}"]
+opens = ["80/tcp"]
+sets = ["inet nobody has"]
+[doors.anna]
+totp = {{length = 5, step = "10s", skew = 0, ports = ["30000-30999/tcp"]}}
+opens = ["22/tcp", "443/tcp"]
+[doors.phone]
+totp = {{code = 8, ports = ["45000-45399/tcp"]}}
+opens = ["22/tcp"]
+[doors.vpn]
+spa = {{ports = {places}}}
+opens = ["22/tcp", "1194/udp"]
+[clients.anna.laptop]
+secret = "{secret}"
+[clients.vpn.laptop]
+key = "0123456789abcdef"
+hmac_key = "fedcba9876543210"
+allow = ["22/tcp"]
+"""
+PROVED = {
+    "ssh (a sequence)": "3 knocks",
+    "once (one-time sequences)": "3 knocks",
+    "anna (TOTP)": "5 knocks",
+    "phone (codes of an authenticator)": "4 knocks",
+    "vpn:22/tcp (SPA)": "a packet",
+}
+
+
+@pytest.mark.parametrize("places", [["62000-62999/udp", "icmp"], ["62201/tcp"], ["icmp"]], ids=["udp", "tcp", "icmp"])
+def test_a_live_proof(world: World, places: list[str]) -> None:
     """A door of each kind, one of them at an address of its own; on a host without rules or daemon."""
     path = write_sequences(world.config.parent / "anna", LINES)
+    secret = format_secret(secrets.token_bytes(32))
     world.configure(
-        CONFIG + f'target = ["192.0.2.77"]\non_open = ["/bin/touch", "{path}-touched"]\n'
-        f'[doors.once]\nonetime = ["{path}"]\nopens = ["80/tcp"]\nsets = ["inet nobody has"]\n'
+        CONFIG
+        + f'target = ["192.0.2.77"]\non_open = ["/bin/touch", "{path}-touched"]\n'
+        + EACH_KIND.format(file=path, secret=secret, places=json.dumps(places))
     )
+    world.config.chmod(0o600)
     before = world.gateway.run("nft", "list", "ruleset").stdout
     done = world.gateway.logknock("doctor", "--live", "--json", "-c", str(world.config), check=False)
     steps = [found for found in json.loads(done.stdout)["findings"] if found["check"] == "live"]
-    assert [step["level"] for step in steps] == ["ok"] * 5, steps
-    times = [float(found[1]) for step in steps if (found := re.search(r"open (\d+\.\d) ms after", step["text"]))]
-    assert len(times) == 2
-    assert all(0 < ms < 10_000 for ms in times)
-    assert not re.search(r"\b[789]00[0-9]\b", json.dumps(steps)), "no sequence is told"
+    assert [step["level"] for step in steps] == ["ok"] * 8, steps
+    told = (
+        re.fullmatch(r"door (.+): (.+), open (\d+\.\d) ms after (.+), for 30 s", step["text"]) for step in steps[3:]
+    )
+    proved = [found.groups() for found in told if found]
+    assert {door: sent for door, sent, _, _ in proved} == PROVED
+    assert all(0 < float(ms) < 10_000 for _, _, ms, _ in proved)
+    assert not re.search(r"\b([789]00[0-9]|30\d{3}|45\d{3})\b|" + secret, json.dumps(steps)), "no sequence is told"
     assert world.gateway.run("nft", "list", "ruleset").stdout == before
     assert not (path.parent / "anna-touched").exists()
     assert not (path.parent / "state").exists()
