@@ -367,10 +367,13 @@ def make_keys(folder: Path, *names: str) -> None:
 
 @contextmanager
 def ssh_server(host: Host, keys: Path) -> Iterator[None]:
-    """An ssh server on the host, which lets in whom it has the key of."""
+    """An ssh server on the host, which lets in whom it has the key of; with these keys it is the only one."""
     with terminal(host, _SSHD.format(keys=keys)) as server:
         server.expect("Not backgrounding")
-        yield
+        try:
+            yield
+        finally:  # what serves a connection goes on behind its end
+            subprocess.run(["pkill", "-f", f"{keys}/host_key"], check=False)
 
 
 def may_ssh(host: PrivateHost, keys: Path) -> None:
