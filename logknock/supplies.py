@@ -52,7 +52,10 @@ def clock_warning() -> str:
 
 @contextmanager
 def stepped(door: "TotpDoor", host: str, address: Address, told: Told) -> Iterator[Supply]:
-    """The sequences of a door's one client; `host` is the name in the derivation where the door has none."""
+    """The sequences of a door's one client; `host` is the name in the derivation where the door has none.
+
+    `told` hears of each wait for a step, and of nothing else.
+    """
     yield Stepped(door if door.host else replace(door, host=host.lower()), address, told)
 
 
@@ -82,7 +85,7 @@ class Stepped:
         turn = length - now % length
         if self._tries < _SENT_PER_STEP or now // length > self._last:
             return turn + _SETTLE if turn < _ABOUT_TO_TURN else 0.0
-        self._told(f"{self._address}: {turn:.0f} s until the next step, which is the next to be tried")
+        self._told(f"{self._address} does not answer: {turn:.0f} s to wait for the next step")
         return turn + _SETTLE
 
     def sent(self) -> None:

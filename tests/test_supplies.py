@@ -67,7 +67,7 @@ def test_from_the_third_try_on_a_later_step_than_any_before_is_waited_for() -> N
     supply.take()
     sent = totp.step_at(time.time(), 30) * 30
     assert supply.pause(sent + 12.0) == pytest.approx(18.1)
-    assert told == ["127.0.0.1: 18 s until the next step, which is the next to be tried"]
+    assert told == ["127.0.0.1 does not answer: 18 s to wait for the next step"]
     assert supply.pause(sent + 30.0) == 0
     assert supply.pause(sent + 59.5) == pytest.approx(0.6), "nor is that one begun just before it ends"
 

@@ -106,7 +106,8 @@ def supply_of(profile: "Profile", host: str, **how: bool) -> runs.Supplier:
     if profile.totp is not None:
         from ..supplies import stepped
 
-        return partial(stepped, profile.totp, host)
+        door = profile.totp
+        return lambda address, told: stepped(door, host, address, _tell)
     if profile.spa is not None:
         from ..supplies import sealed
 
@@ -124,7 +125,12 @@ def warn_of_clock(profiles: Iterable["Profile"]) -> None:
 
 
 def _warn(text: str) -> None:
-    click.echo(f"logknock: warning: {text}", err=True)
+    _tell(f"warning: {text}")
+
+
+def _tell(text: str) -> None:
+    """What whoever waits should know, with and without -v: no part of what is printed."""
+    click.echo(f"logknock: {text}", err=True)
 
 
 @click.command(

@@ -5,6 +5,7 @@ daemon reads it. Rule 2: checksums are for another program to judge: tcpdump.
 """
 
 import json
+import re
 import socket
 import struct
 import subprocess
@@ -356,9 +357,10 @@ def test_a_lost_knock_is_sent_once_more_and_then_that_of_a_later_step(
     knocker.profiles(gate(hosts[0].ipv4, step="10s"))
     until(lambda: time.time() % 10 < 2, "a step that has just begun, for the first two tries")
     began = time.time()
-    done = knocker.run("knock", "-v", "--verify", "22", "--timeout", "100ms", "gate", check=False)
+    done = knocker.run("knock", "--verify", "22", "--timeout", "100ms", "gate", check=False)
     assert done.returncode == 1
-    assert [line for line in done.stdout.splitlines() if "until the next step" in line]
+    (wait,) = [line for line in done.stderr.splitlines() if "to wait for the next step" in line]
+    assert re.fullmatch(rf"logknock: {re.escape(hosts[0].ipv4)} does not answer: \d+ s to wait for the next step", wait)
     first, second, third = steps(sequences(ear, hosts[0].ipv4), began, 10)
     assert first <= second < third
     if time.time() - began < 12:  # the machine was quick enough for two in one step
@@ -402,7 +404,7 @@ def shut(world: World) -> None:
 
 
 # The third try is in the next step at the latest, with a door that takes its time too.
-WAITING = ("knock", "-v", "--verify", "22", "--timeout", "5s", "gate")
+WAITING = ("knock", "--verify", "22", "--timeout", "5s", "gate")
 
 
 def configure_steps(world: World, knocker: Knocker) -> None:
@@ -425,8 +427,8 @@ def test_t21_wrong_tries_in_the_clients_name_only_cost_the_wait_for_a_second_ste
         first, *_ = totp.derive(SECRET, totp.step_at(time.time(), 10), "ssh", "gate.example", POOL, 4)
         wrong = [service for service in POOL if service.port != first.port][:12]
         world.spoof(*(f"10.99.0.2>{world.gateway.ipv4}:{each}" for other in wrong for each in (first, other)))
-        told = knocker.run(*WAITING).stdout
-        assert "until the next step" not in told or daemon.says("next step's sequence is asked for too")
+        told = knocker.run(*WAITING).stderr
+        assert "to wait for the next step" not in told or daemon.says("next step's sequence is asked for too")
 
 
 def test_t18_a_step_that_is_used_up_only_costs_the_wait_for_the_next_one(world: World, knocker: Knocker) -> None:
@@ -437,8 +439,8 @@ def test_t18_a_step_that_is_used_up_only_costs_the_wait_for_the_next_one(world: 
         began = time.time()
         knocker.run(*WAITING)
         shut(world)
-        told = knocker.run(*WAITING).stdout
+        told = knocker.run(*WAITING).stderr
         assert time.time() // 10 > began // 10
         daemon.read()
         assert sum("OPEN SESAME" in line for line in daemon.lines) == 2
-        assert "until the next step" not in told or daemon.says("used up")
+        assert "to wait for the next step" not in told or daemon.says("used up")
