@@ -149,7 +149,7 @@ def choose(config: Config) -> Iterator[_Trial]:
 
 
 def _services(config: Config, door: Door) -> Knocks:
-    """Its sequence, or the next one of its files; of a door with clients that which their knocks are some of."""
+    """Its sequence, or the next one of its files; of a door with clients, the services that their knocks are among."""
     if not door.proof:
         return next(_first(door), ()) if door.onetime else door.sequence
     terms = config.terms[_written(door)]
