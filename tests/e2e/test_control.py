@@ -10,10 +10,8 @@ import struct
 import subprocess
 import sys
 import time
-from base64 import b32encode
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -354,63 +352,55 @@ def test_the_runtime_directory_cannot_change_while_it_runs(world: World) -> None
         assert asked(world, "reload").stdout == "reloaded\n"
 
 
-# So many clients that reading the configuration takes some tenths of a second.
-MANY = '[totp]\nhost = "gate.example"\n' + SSH + '[doors.web]\nopens = ["80/tcp"]\ntotp = {}\n'
-MANY += "".join(
-    f'[clients.web.c{number}]\nsecret = "{b32encode(sha256(str(number).encode()).digest()[:25]).decode()}"\n'
-    for number in range(3_000)
-)
+# Large enough for its reading to be seen.
+LARGE = SSH + SSH.replace("doors.ssh", "doors.web").replace("00/", "11/").replace("22/tcp", "80/tcp") + "#" * 100_000
 
 
 @contextmanager
-def stopped_while_it_reads(daemon: Daemon) -> Iterator[None]:
-    """Have it read the configuration anew, and stand still (SIGSTOP) in the midst of that during the block."""
+def held_while_it_reads(world: World, daemon: Daemon) -> Iterator[None]:
+    """The configuration is LARGE; what reads it for the daemon has all of it, and goes on when the block ends."""
 
     def bytes_read() -> int:
         return int(Path(f"/proc/{daemon.process.pid}/io").read_text().split()[1])  # rchar: proc(5)
 
-    def is_caught() -> bool:
-        daemon.read()
-        daemon.lines.clear()
-        before = bytes_read()
-        daemon.signal(signal.SIGHUP)
-        until(lambda: bytes_read() > before + len(MANY) // 2, "the file to be read")
-        daemon.signal(signal.SIGSTOP)
-        if daemon.says("reloaded"):
-            daemon.signal(signal.SIGCONT)
-            return False
-        return True
-
-    until(is_caught, "a reload that is stopped in time")
-    try:
-        yield
-    finally:
-        daemon.signal(signal.SIGCONT)
+    world.configure(LARGE)
+    hold = ("-e", "trace=read", "-e", "inject=read:delay_exit=60000000:when=1", "-P", str(world.config))
+    words = ("strace", "-f", "-p", str(daemon.process.pid), *hold)
+    with subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) as tracer:
+        try:
+            assert tracer.stderr is not None
+            assert "attached" in tracer.stderr.readline()
+            before = bytes_read()
+            daemon.signal(signal.SIGHUP)
+            until(lambda: bytes_read() > before + len(LARGE) // 2, "the file to be read")
+            yield
+        finally:
+            tracer.kill()
 
 
-def test_while_a_reload_reads_many_files_knocks_open_and_questions_are_answered(world: World) -> None:
+def test_while_a_reload_reads_knocks_open_and_questions_are_answered(world: World) -> None:
     """The loop goes on: whoever reloads keeps nobody waiting."""
     with running(world) as daemon, socket.socket(socket.AF_UNIX) as wire:
-        world.configure(MANY)
-        with stopped_while_it_reads(daemon):
+        with held_while_it_reads(world, daemon):
             wire.connect(str(world.config.parent / "run" / "control.sock"))
             wire.sendall(b'{"version": 1, "do": "status"}\n' * 5)
-        lines = wire.makefile()
-        for _ in range(5):
-            standing = json.loads(lines.readline())["standing"]
-            assert [door["name"] for door in standing["doors"]] == ["ssh"], "the configuration is not read yet"
-            assert lines.readline() == '{"done": true}\n'
-        assert times(world, ["198.51.100.1"])
+            lines = wire.makefile()
+            for _ in range(5):
+                standing = json.loads(lines.readline())["standing"]
+                assert [door["name"] for door in standing["doors"]] == ["ssh"], "the configuration is not read yet"
+                assert lines.readline() == '{"done": true}\n'
+            assert times(world, ["198.51.100.1"])
+            assert not daemon.says("reloaded")
         daemon.wait_for("reloaded: NFLOG group 5, doors: ssh, web")
 
 
 def test_a_reload_that_is_asked_for_during_another_has_what_was_written_meanwhile(world: World) -> None:
     with running(world) as daemon:
-        world.configure(MANY)
-        with stopped_while_it_reads(daemon):
+        with held_while_it_reads(world, daemon):
             world.configure(SSH.replace("doors.ssh", "doors.late"))
-        for _ in range(20):
-            daemon.signal(signal.SIGHUP)
+            for _ in range(20):
+                daemon.signal(signal.SIGHUP)
+            daemon.counter("records")  # told when it has heard of them
         daemon.wait_for("reloaded: NFLOG group 5, doors: late")
         asked(world, "reload")
         told = [line.rpartition(" ")[2] for line in daemon.lines if line.startswith("reloaded")]
@@ -425,9 +415,9 @@ def test_a_daemon_that_is_stopped_while_it_reads_the_configuration_ends_in_peace
     world.apply()
     with world.daemon() as daemon:
         asked(world, "grant", "ssh", "192.0.2.7")
-        world.configure(MANY)
-        with stopped_while_it_reads(daemon):
+        with held_while_it_reads(world, daemon):
             daemon.signal(signal.SIGTERM)
+            until(lambda: not (world.config.parent / "run" / "control.sock").exists(), "its end to begin")
         assert daemon.process.wait(PATIENCE) == 0
         assert not daemon.says("reloaded")
         assert daemon.lines[-1].startswith("stopped"), daemon.lines
