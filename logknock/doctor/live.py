@@ -50,7 +50,6 @@ _CONFIG = _FOLDER / "live.toml"
 _RUNTIME = _FOLDER / "runtime"
 _FRESH_SEED = bytes(ruleset.SEED_BYTES)  # which ports are traps does not matter here
 
-
 # What is knocked at which kind of doors, where it is no sequence that somebody wrote.
 _KINDS = {"totp": "TOTP", "code": "codes of an authenticator", "spa": "SPA"}
 _CLIENT = "doctor"
@@ -160,13 +159,14 @@ def _services(config: Config, door: Door) -> Knocks:
 
 
 def _proof(config: Config, door: Door) -> totp.TotpDoor | spa.Key | None:
-    """The door's client here, whom nobody else knows; None: it has none."""
+    """The door's client here, whom nobody else knows; None where the sequence is all that is asked for."""
+    if not door.proof:
+        return None
     name, secret = _written(door), secrets.token_bytes(totp.NEW_SECRET)
     if door.proof == "spa":
         hmac_key = secrets.token_bytes(spa.MAX_HMAC_KEY)
         return spa.Key(name, _CLIENT, secret[: spa.MAX_KEY], hmac_key, "sha256", door.opens)
-    client_here = totp.Client(_CLIENT, secret)
-    return next((replace(each, clients=(client_here,)) for each in config.totp if each.door == name), None)
+    return next(replace(each, clients=(totp.Client(_CLIENT, secret),)) for each in config.totp if each.door == name)
 
 
 def _written(door: Door) -> str:
