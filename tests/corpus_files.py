@@ -63,7 +63,7 @@ def packet_words(packet: Packet | None) -> str:
 def in_their_places(line: bytes) -> tuple[str, str, str, str] | None:
     """The fields of the kernel's or ulogd2's line, word by word: what the parser has read if it has read anything."""
     words = line.replace(b"\t", b" ").split(b" ")
-    bare = [word.removeprefix(b"kernel:").removeprefix(b"logknock").removeprefix(b":") for word in words]
+    bare = [word.removeprefix(b"kernel:").removeprefix(b"logknock").lstrip(b":") for word in words]
     start = next((at for at, word in enumerate(bare) if word.startswith(b"IN=")), None)
     if start is None:
         return None
