@@ -15,6 +15,7 @@ host's time zone, instead of UTC), `reference` (seconds since the epoch: the end
 (seconds: the log is read while it is written, and that is the time).
 """
 
+import re
 from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
@@ -60,10 +61,14 @@ def packet_words(packet: Packet | None) -> str:
     )
 
 
+# What may stand before a record with nothing in between: the kernel's time, the tag, the prefix.
+_BEFORE = re.compile(rb"\A(?:\[?\d+\.\d+\])?(?:kernel:)?(?:logknock)?:*")
+
+
 def in_their_places(line: bytes) -> tuple[str, str, str, str] | None:
     """The fields of the kernel's or ulogd2's line, word by word: what the parser has read if it has read anything."""
     words = line.replace(b"\t", b" ").split(b" ")
-    bare = [word.removeprefix(b"kernel:").removeprefix(b"logknock").lstrip(b":") for word in words]
+    bare = [_BEFORE.sub(b"", word, count=1) for word in words]
     start = next((at for at, word in enumerate(bare) if word.startswith(b"IN=")), None)
     if start is None:
         return None
@@ -74,7 +79,7 @@ def in_their_places(line: bytes) -> tuple[str, str, str, str] | None:
             if word.startswith(key + b"="):
                 found[key] = word[len(key) + 1 :].decode("latin-1")
                 break
-            if word.startswith((b"SRC=", b"DST=", b"PROTO=", b"SPT=", b"DPT=")) or b"[" in word:
+            if word.startswith((b"SRC=", b"DST=", b"PROTO=", b"SPT=", b"DPT=")) or b"[SRC=" in word:
                 return None
     if len(found) < 6:
         return None
